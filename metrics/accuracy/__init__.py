@@ -1,0 +1,1 @@
+"""What is reported: overlap, surface distance, landmarks, displacement error, folding, image quality."""

@@ -1,0 +1,1 @@
+"""What is optimised: differentiable torch functions of a fixed and a warped moving image."""

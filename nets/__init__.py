@@ -1,0 +1,1 @@
+"""Network architectures only: torch modules, one a file; no I/O, no training."""

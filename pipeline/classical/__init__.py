@@ -1,0 +1,1 @@
+"""The methods that ITK and elastix run, and the classical ones that we wrote."""

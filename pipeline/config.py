@@ -1,0 +1,200 @@
+"""config.yaml as frozen models: scale chosen, every key checked, before any job starts."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import ConcordError
+from pipeline.methods import METHODS, create_method, explain
+from pipeline.prepare import PrepareSettings
+from pipeline.tables import TableSettings
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
+Test = Literal["paired-t", "one-sided-t", "wilcoxon", "sample-paired-t", "sample-one-sided-t", "mixed-model"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ComparisonSettings(_Settings):
+    """Which methods are tested against which, on what."""
+
+    reference: str = Field(description="method that the others are compared with")
+    measures: tuple[str, ...] = Field(description="measures to test")
+    tests: tuple[Test, ...] = Field(
+        ("paired-t", "one-sided-t", "wilcoxon", "sample-one-sided-t"), description="tests to run, each Holm-corrected over its table"
+    )
+
+
+class FigureSettings(_Settings):
+    """A figure drawn from the scores."""
+
+    kind: Literal["scatter", "boxplots"] = Field(
+        description="scatter: final against initial score a case; boxplots: a panel a measure, a box a method"
+    )
+    title: str = Field(description="heading of the figure")
+    measures: tuple[str, ...] = Field(("dice",), description="measures shown; a scatter shows the first")
+    methods: tuple[str, ...] = Field((), description="methods shown; empty: all of the study")
+    caption: str = Field("", description="added to the caption in the report")
+
+
+class PictureSettings(_Settings):
+    """Before/after pictures with checkerboards, one a case."""
+
+    methods: tuple[str, ...] = Field((), description="methods to draw")
+    cases: int = Field(8, ge=0, description="at most this many cases a method, spread evenly from the worst to the best")
+
+
+class StudySettings(_Settings):
+    """A study: one dataset, some methods, one protocol, and what comes out."""
+
+    title: str = Field(description="heading in the report")
+    dataset: str = Field(description="name under `datasets`: swapping it is this one line")
+    prepare: PrepareSettings = Field(default_factory=PrepareSettings, description="what is done to every volume before registration")
+    methods: tuple[str, ...] = Field(min_length=1, description="names under `methods`")
+    measures: tuple[str, ...] = Field(min_length=1, description="measures to compute a case")
+    batches: int = Field(2, ge=1, description="registration jobs a method; each runs its share of the cases and resumes where it was stopped")
+    comparison: ComparisonSettings | None = Field(None, description="statistical tests")
+    tables: dict[str, TableSettings] = Field(default_factory=dict, description="tables by name")
+    figures: dict[str, FigureSettings] = Field(default_factory=dict, description="figures by name")
+    pictures: PictureSettings = Field(default_factory=PictureSettings, description="pictures of cases")
+
+
+class Config(_Settings):
+    """The whole of config.yaml, with one value chosen for the scale wherever a value a scale is given."""
+
+    scale: Scale = Field(
+        "laptop", description="smoke proves the wiring, laptop gives meaningful tables on two cores, paper is the papers' own protocol"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything that is random")
+    threads: int = Field(1, ge=1, description="threads of one registration job; the same seed and threads give the same bits")
+    datasets: dict[str, dict[str, Any]] = Field(description="name: {reader: …, and its settings}")
+    methods: dict[str, dict[str, Any]] = Field(
+        description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently"
+    )
+    studies: dict[str, StudySettings] = Field(description="name: study")
+
+    def method(self, name: str) -> dict[str, Any]:
+        """All settings of a method, defaults included, as plain JSON values; `use` says which method it is."""
+        given = self.methods[name]
+        return {"use": given.get("use", name), **create_method(name, given).model_dump(mode="json")}
+
+    def dataset(self, name: str) -> dict[str, Any]:
+        """All settings of a dataset, defaults included, as plain JSON values."""
+        from pipeline.datasets.registry import create_dataset
+
+        given = dict(self.datasets[name])
+        reader = given.pop("reader")
+        return {"reader": reader, **create_dataset(reader, given).model_dump(mode="json")}
+
+
+def load_config(path: Path | str, *, scale: str | None = None) -> Config:
+    """Read and check config.yaml. Raises `ConcordError` naming the key, the value and what is allowed."""
+    import yaml
+
+    path = Path(path)
+    if not path.exists():
+        raise ConcordError(f"{path}: no such file; expected the project's config.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConcordError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConcordError(f"{path}: holds {type(content).__name__}; expected keys {', '.join(Config.model_fields)}")
+    return parse_config({**content, **({"scale": scale} if scale else {})})
+
+
+def parse_config(content: Mapping[str, Any]) -> Config:
+    """Check the content of config.yaml and choose the scale's values. Raises `ConcordError`, one line."""
+    scale = content.get("scale", "laptop")
+    if scale not in SCALES:
+        raise ConcordError(f"scale: {scale!r} is not valid; choose one of {', '.join(SCALES)}")
+    try:
+        config = Config.model_validate(at_scale(dict(content), scale))
+    except ValidationError as error:
+        raise ConcordError(explain_config(error)) from error
+    _check_references(config)
+    return config
+
+
+def at_scale(value: Any, scale: str, key: str = "") -> Any:
+    """`value` with every mapping from scales to values replaced by the value at `scale`."""
+    if isinstance(value, Mapping):
+        if value and set(value) <= set(SCALES):
+            if scale not in value:
+                raise ConcordError(f"{key}: no value at scale {scale!r}; given: {', '.join(map(str, value))}")
+            return at_scale(value[scale], scale, key)
+        return {name: at_scale(inner, scale, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [at_scale(inner, scale, key) for inner in value]
+    return value
+
+
+def explain_config(error: ValidationError) -> str:
+    """One line for the first complaint, with the valid keys where a key is unknown."""
+    return explain(error, "config.yaml", _valid_keys(error.errors()[0]["loc"][:-1]))
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand at a place of config.yaml, read from the schema."""
+    schema = Config.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+        for option in [node, *node.get("anyOf", [])]:
+            if "$ref" in option:
+                node = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))
+
+
+def _check_references(config: Config) -> None:
+    """Every name used by a study exists, every method and every dataset in use has valid settings."""
+    from pipeline.scoring import MEASURES
+
+    for name in config.methods:
+        create_method(name, config.methods[name])
+    for study_name, study in config.studies.items():
+        where = f"studies.{study_name}"
+        _known(f"{where}.dataset", (study.dataset,), config.datasets)
+        _known(f"{where}.methods", study.methods, config.methods, more=METHODS)
+        _known(f"{where}.measures", study.measures, MEASURES)
+        if study.comparison:
+            _known(f"{where}.comparison.reference", (study.comparison.reference,), study.methods)
+            _known(f"{where}.comparison.measures", study.comparison.measures, study.measures)
+        for figure_name, figure in study.figures.items():
+            _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
+            _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
+        _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
+        if "reader" not in config.datasets[study.dataset]:
+            raise ConcordError(f"datasets.{study.dataset}.reader: missing; this key is required")
+        config.dataset(study.dataset)
+
+
+def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None:
+    for name in names:
+        if name not in valid:
+            near = difflib.get_close_matches(name, list(valid), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            extra = f" (add it under `methods` first: {name}: {{}})" if name in more else ""
+            raise ConcordError(f"config.yaml.{key}: no {name!r}{hint}{extra} Valid: {', '.join(map(str, valid))}")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of config.yaml with descriptions and defaults, the settings of every method and dataset included."""
+    from pipeline.datasets.registry import DATASETS, dataset_class
+    from pipeline.methods import method_class
+
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["description"] = "config.yaml; any value may be given as a mapping from scales to values: {smoke: …, laptop: …, paper: …}"
+    schema["x-methods"] = {name: method_class(name).model_json_schema() for name in METHODS}
+    schema["x-datasets"] = {name: dataset_class(name).model_json_schema() for name in DATASETS}
+    return json.loads(json.dumps(schema, default=str))

@@ -1,0 +1,1 @@
+"""Phantoms generated from a seed with numpy and scipy: their true transforms are known."""
