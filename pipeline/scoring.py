@@ -25,7 +25,12 @@ class Measure:
 
     unit: str
     better: Literal["higher", "lower"]
-    compute: Callable[[Scored], float | dict[int, float]]
+    compute: Callable[[Scored], float | dict[int, float]] | None
+    needs: tuple[str, ...] = ()
+
+    def possible(self, case: Case) -> bool:
+        """Whether the case has the files that the measure needs."""
+        return all(getattr(case, name) is not None for name in self.needs)
 
 
 class Scored:
@@ -165,14 +170,15 @@ def read_points(path: Path, dimension: int) -> np.ndarray:
         raise ConcordError(f"{path}: expected a CSV with numeric columns {', '.join('xyz'[:dimension])} (mm, LPS): {error}") from error
 
 
+LABELS = ("fixed_labels", "moving_labels")
 MEASURES: dict[str, Measure] = {
-    "dice": Measure("", "higher", _overlap("dice")),
-    "jaccard": Measure("", "higher", _overlap("jaccard")),
-    "hd95_mm": Measure("mm", "lower", _surface("hd95_mm")),
-    "surface_distance_mm": Measure("mm", "lower", _surface("mean_mm")),
-    "hd95_learn2reg_vx": Measure("voxel", "lower", _surface("hd95_learn2reg_vx")),
-    "displacement_error_mm": Measure("mm", "lower", _displacement_error),
-    "tre_mm": Measure("mm", "lower", _landmark_error),
+    "dice": Measure("", "higher", _overlap("dice"), LABELS),
+    "jaccard": Measure("", "higher", _overlap("jaccard"), LABELS),
+    "hd95_mm": Measure("mm", "lower", _surface("hd95_mm"), LABELS),
+    "surface_distance_mm": Measure("mm", "lower", _surface("mean_mm"), LABELS),
+    "hd95_learn2reg_vx": Measure("voxel", "lower", _surface("hd95_learn2reg_vx"), LABELS),
+    "displacement_error_mm": Measure("mm", "lower", _displacement_error, ("true_transform",)),
+    "tre_mm": Measure("mm", "lower", _landmark_error, ("fixed_landmarks", "moving_landmarks")),
     "folding": Measure("", "lower", _folding("folding_fraction")),
     "folding_any_scheme": Measure("", "lower", _folding("folding_fraction_any_scheme")),
     "sdlogj": Measure("", "lower", _folding("sdlogj")),
@@ -181,8 +187,8 @@ MEASURES: dict[str, Measure] = {
     "ssim": Measure("", "higher", _quality("ssim")),
     "psnr_db": Measure("dB", "higher", _quality("psnr_db")),
     "mse": Measure("", "lower", _quality("mse")),
-    "seconds": Measure("s", "lower", lambda scored: float("nan")),
-    "peak_memory_mib": Measure("MiB", "lower", lambda scored: float("nan")),
+    "seconds": Measure("s", "lower", None),
+    "peak_memory_mib": Measure("MiB", "lower", None),
 }
 """Name in config and tables: unit, direction, function. Seconds and memory come from the manifest."""
 FROM_MANIFEST = ("seconds", "peak_memory_mib")
@@ -207,7 +213,7 @@ def score_cases(
         try:
             scored = Scored(case, result["transform"])
             head = (study, method, case.fold, case.subject, case.case, case.start)
-            mine = [(*head, *row) for name in measures for row in _rows_of(name, scored, result)]
+            mine = [(*head, *row) for name in measures for row in (_cost_row(name, result) if name in FROM_MANIFEST else measure_rows(name, scored))]
         except (ConcordError, ValueError) as error:
             excluded.append(Exclusion(case.case, f"{method} (scoring)", str(error)))
             continue
@@ -215,10 +221,20 @@ def score_cases(
     return pd.DataFrame(rows, columns=list(COLUMNS)), excluded
 
 
-def _rows_of(name: str, scored: Scored, result: pd.Series) -> Iterator[tuple[str, str, float, str]]:
+def measure_rows(name: str, scored: Scored) -> Iterator[tuple[str, str, float, str]]:
     """Structure, metric, value, unit of one measure."""
     measure = MEASURES[name]
-    value = float(result[name]) if name in FROM_MANIFEST else measure.compute(scored)
+    value = measure.compute(scored)
     values = {str(label): number for label, number in value.items()} if isinstance(value, dict) else {"": value}
     for structure, number in values.items():
         yield structure, name, number, measure.unit
+
+
+def _cost_row(name: str, result: pd.Series) -> list[tuple[str, str, float, str]]:
+    return [("", name, float(result[name]), MEASURES[name].unit)]
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read `scores.csv` with the types that the tests and tables expect: structures and names are text."""
+    text = dict.fromkeys(("study", "method", "subject", "case", "start", "structure", "metric", "unit"), str)
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"value": ["", "nan"], "fold": [""]})

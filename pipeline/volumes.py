@@ -6,8 +6,8 @@ orders happens in this module and in `transforms`, nowhere else.
 
 from __future__ import annotations
 
-import gzip
-import struct
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,8 +20,10 @@ from pipeline.errors import ConcordError
 from pipeline.files import whole_file
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
+WRITTEN = (".nii", ".nii.gz", ".mha", ".nrrd")
+"""Formats that are one file: only such a file can be renamed to its final name as a whole."""
 GRID_TOLERANCE = 1e-3
-"""Largest difference, in voxels, between the corners of two grids that count as one (ITK's own default is 1e-6 of a voxel; NIfTI stores geometry in single precision)."""
+"""Largest distance, in voxels, between corners of grids that count as one (ours: NIfTI stores geometry in single precision)."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,18 @@ def read_volume(path: Path | str) -> Volume:
     """Read a scalar 2-D or 3-D image: NIfTI, MetaImage, NRRD, or a folder that holds one DICOM series.
 
     Raises `ConcordError` naming the file for: missing, unreadable or truncated, 4-D or vector-valued, NaN or infinite
-    samples, zero or negative spacing. A trailing axis of length one is dropped (a 3-D file of one slice stays 3-D).
+    samples, zero or negative spacing. A fourth axis of length one is dropped.
     """
     path = Path(path)
     if not path.exists():
         raise ConcordError(f"{path}: no such file; check the path")
-    _check_file(path)
-    volume = from_itk(_itk_read(path), str(path))
+    if path.is_file() and not path.name.endswith(SUFFIXES):
+        raise ConcordError(f"{path}: unknown image suffix; expected {', '.join(SUFFIXES)}, or a folder with one DICOM series")
+    if path.name.endswith((".nii", ".nii.gz")):
+        volume = _read_nifti(path)
+    else:
+        _check_metaimage_spacing(path)
+        volume = from_itk(_itk_read(path), str(path))
     if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
         bad = int((~np.isfinite(volume.array)).sum())
         raise ConcordError(f"{path}: {bad} samples are NaN or infinite; expected finite numbers: replace them first")
@@ -176,12 +183,12 @@ def write_volume(volume: Volume, path: Path | str) -> None:
 
 
 def write_vector_field(field_mm: np.ndarray, geometry: Geometry, path: Path | str) -> None:
-    """Write displacements `([z,] y, x, d)` in mm, LPS components, as a vector image."""
-    _itk_write(_with_geometry(_itk_image_from_array(np.ascontiguousarray(field_mm), is_vector=True), geometry), Path(path))
+    """Write displacements `([z,] y, x, d)` in mm, LPS components, as a vector image of float32."""
+    _itk_write(_with_geometry(_itk_image_from_array(np.ascontiguousarray(field_mm, dtype=np.float32), is_vector=True), geometry), Path(path))
 
 
 def read_vector_field(path: Path | str) -> tuple[np.ndarray, Geometry]:
-    """Read a vector image as `([z,] y, x, d)` and its geometry."""
+    """Read a vector image as `([z,] y, x, d)`, float32, and its geometry. Raises `ConcordError` where it is no displacement field."""
     if not Path(path).exists():
         raise ConcordError(f"{path}: no such file; check the path")
     import itk
@@ -237,23 +244,21 @@ def _geometry_of(image: Any, name: str) -> Geometry:
     direction = itk.array_from_matrix(image.GetDirection())
     size = tuple(int(n) for n in image.GetLargestPossibleRegion().GetSize())
     spacing, origin = tuple(map(float, image.GetSpacing())), tuple(map(float, image.GetOrigin()))
-    if len(size) == 4 and size[3] == 1:
-        raise ConcordError(f"{name}: a 4-D file of one frame; save it as 3-D first")
     if len(size) > 3:
         raise ConcordError(f"{name}: {len(size)}-D, size {size}; expected 2-D or 3-D: extract one frame first")
     return Geometry(size, spacing, origin, tuple(tuple(row) for row in direction.tolist()))
 
 
-def _itk_read(path: Path) -> Any:
+def _itk_read(path: Path, pixel_type: Any = None) -> Any:
     import itk
 
     try:
         if path.is_dir():
             return itk.imread(_dicom_files(path))
-        return itk.imread(str(path))
+        return itk.imread(str(path), pixel_type)
     except (RuntimeError, TypeError, KeyError, itk.support.extras.TemplateTypeError) as error:
         reason = str(error).strip().splitlines()[-1][:200]
-        raise ConcordError(f"{path}: cannot be read as an image ({reason}); expected a whole {', '.join(SUFFIXES)} file or a DICOM folder") from error
+        raise ConcordError(f"{path}: no image or truncated ({reason}); expected a whole {', '.join(SUFFIXES)} file or a DICOM folder") from error
 
 
 def _dicom_files(folder: Path) -> list[str]:
@@ -271,8 +276,8 @@ def _dicom_files(folder: Path) -> list[str]:
 def _itk_write(image: Any, path: Path) -> None:
     import itk
 
-    if not path.name.endswith(SUFFIXES):
-        raise ConcordError(f"{path}: unknown image suffix; choose one of {', '.join(SUFFIXES)}")
+    if not path.name.endswith(WRITTEN):
+        raise ConcordError(f"{path}: cannot write this suffix; choose one of {', '.join(WRITTEN)}")
     with whole_file(path) as temporary:
         try:
             itk.imwrite(image, str(temporary), compression=path.name.endswith(".gz"))
@@ -281,19 +286,59 @@ def _itk_write(image: Any, path: Path) -> None:
             raise ConcordError(f"{path}: cannot be written ({reason}); is the disk full or the folder read-only?") from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what ITK would mend in silence: a NIfTI header with zero or negative spacing."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return
+def _read_nifti(path: Path) -> Volume:
+    """NIfTI with ITK's geometry and nibabel's samples: ITK turns NaN into zero and fills up truncated files, both in silence."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as stream:
-            header = stream.read(348)
-    except (OSError, EOFError) as error:
-        raise ConcordError(f"{path}: not a NIfTI file or truncated ({error}); fetch it again") from error
-    if len(header) < 348:
-        raise ConcordError(f"{path}: {len(header)} bytes of a NIfTI header; expected 348: the file is truncated, fetch it again")
-    order = "<" if struct.unpack("<i", header[:4])[0] == 348 else ">"
-    axes = min(3, max(0, struct.unpack(order + "h", header[40:42])[0]))
-    spacing = struct.unpack(order + "3f", header[80:92])[:axes]
-    if struct.unpack(order + "i", header[:4])[0] == 348 and not all(s > 0 and np.isfinite(s) for s in spacing):
-        raise ConcordError(f"{path}: spacing {spacing} mm in the header; expected positive numbers: repair the header")
+        nibabel.imageglobals.logger.setLevel("CRITICAL")  # it tells of mending headers; what matters is refused below
+        image = nibabel.load(path)
+        with nibabel.openers.ImageOpener(path) as stream:  # the header as it stands: nibabel's own copy is mended already
+            header = type(image.header).from_fileobj(stream, check=False)
+        spacing = tuple(float(s) for s in header["pixdim"][1 : min(4, 1 + len(image.shape))])
+        if not all(s > 0 and np.isfinite(s) for s in spacing):
+            raise ConcordError(f"{path}: spacing {spacing} mm in the header; expected positive numbers: repair the header")
+        if len(image.shape) > 3 and max(image.shape[3:]) > 1:
+            raise ConcordError(f"{path}: {len(image.shape)}-D, size {image.shape}; expected 2-D or 3-D: extract one frame first")
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        array = np.asarray(image.dataobj, dtype=np.float32 if scaled else None)
+    except (OSError, EOFError, ImageFileError, ValueError, zlib.error, nibabel.spatialimages.HeaderDataError) as error:
+        raise ConcordError(f"{path}: not a NIfTI file or truncated ({' '.join(str(error).split())[:150]}); fetch it again") from error
+    geometry = _header_geometry(path)
+    array = array.reshape(geometry.size, order="F").T
+    return Volume(array.astype(array.dtype.newbyteorder("="), copy=False), geometry, str(path))
+
+
+def _header_of(path: Path) -> Any:
+    """ITK's reader of a file with its header read, samples left alone."""
+    import itk
+
+    reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
+    if reader is None:
+        raise ConcordError(f"{path}: cannot be read as an image; it is damaged or no image at all")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
+def _header_geometry(path: Path) -> Geometry:
+    """Geometry as ITK reads it from a file's header."""
+    reader = _header_of(path)
+    d = max(2, min(3, reader.GetNumberOfDimensions()))
+    direction = np.array([list(reader.GetDirection(axis))[:d] for axis in range(d)]).T
+    if abs(np.linalg.det(direction)) < 1e-6:  # a 2-D slice that stands upright in space has no in-plane direction: as ITK, use none
+        direction = np.eye(d)
+    size, spacing, origin = (tuple(getattr(reader, name)(axis) for axis in range(d)) for name in ("GetDimensions", "GetSpacing", "GetOrigin"))
+    return Geometry(tuple(map(int, size)), tuple(map(float, spacing)), tuple(map(float, origin)), tuple(tuple(row) for row in direction.tolist()))
+
+
+def _check_metaimage_spacing(path: Path) -> None:
+    """ITK takes the absolute value of a negative MetaImage spacing in silence; we refuse it."""
+    if not path.name.endswith((".mha", ".mhd")):
+        return
+    with path.open("rb") as stream:
+        found = re.search(rb"Element(?:Spacing|Size)\s*=\s*([^\r\n]+)", stream.read(8192))
+    numbers = [float(number) for number in found.group(1).split()] if found else []
+    if any(number <= 0 for number in numbers):
+        raise ConcordError(f"{path}: spacing {tuple(numbers)} mm in the header; expected positive numbers: repair the header")

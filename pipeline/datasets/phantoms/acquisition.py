@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets.phantoms.deformation import random_velocity
+from pipeline.datasets.phantoms.deformation import random_field
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def bias_field(shape: Sequence[int], *, spacing_mm: float | Sequence[float], sig
 
     The same measure of non-uniformity as in BrainWeb (its 40 % runs from 0.8 to 1.2). A random field of scale `sigma_mm`.
     """
-    field = random_velocity(shape, spacing_mm=spacing_mm, sigma_mm=sigma_mm, amplitude_mm=1.0, rng=rng)[..., 0]
+    field = random_field(shape, spacing_mm=spacing_mm, sigma_mm=sigma_mm, channels=1, rng=rng)[..., 0]
     low, high = float(field.min()), float(field.max())
     return (1.0 + fraction * ((field - low) / max(high - low, 1e-9) - 0.5)).astype(np.float32)
 

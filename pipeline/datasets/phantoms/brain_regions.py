@@ -59,9 +59,12 @@ class Ellipsoids:
     sided: bool = True
 
     def inside(self, points_mm: np.ndarray) -> np.ndarray:
-        """Whether points `(n, 3)`, folded to the right side, lie in one of the ellipsoids: `(n,)` bool."""
-        shells = [(((points_mm - np.float32(centre)) / np.float32(radii)) ** 2).sum(axis=-1) for centre, radii in self.parts]
-        return np.minimum.reduce(shells) <= 1.0
+        """Whether points `(3, n)`, folded to the right side, lie in one of the ellipsoids: `(n,)` bool."""
+        inside = np.zeros(points_mm.shape[1], dtype=bool)
+        for centre, radii in self.parts:
+            x, y, z = ((p - c) / r for p, c, r in zip(points_mm, centre, radii, strict=True))
+            inside |= x * x + y * y + z * z <= 1.0
+        return inside
 
 
 DEEP = (
@@ -96,33 +99,54 @@ def _names() -> dict[int, str]:
 REGION_NAMES: dict[int, str] = _names()
 """Label value to name; 0 is everything else, CSF outside the ventricles included."""
 
-CORTEX_LABELS = tuple(label for label, name in REGION_NAMES.items() if name.partition(" ")[2] in CORTEX)
+VENTRICLE_LABELS = tuple(label for label, name in REGION_NAMES.items() if name.endswith("lateral ventricle"))
 
 _LABEL_OF = {name: label for label, name in REGION_NAMES.items()}
 
 
-def label_regions(tissue: np.ndarray, x_mm: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.ndarray:
-    """Region labels `(z, y, x)`, uint8, of a tissue map in MNI space; `x_mm`, `y_mm`, `z_mm` are the MNI coordinates of its axes."""
-    where = np.nonzero((tissue >= CSF) & (tissue <= WHITE))
-    points = np.stack([x_mm[where[2]], y_mm[where[1]], z_mm[where[0]]], axis=-1).astype(np.float32)
-    left, points[:, 0] = points[:, 0] < 0, np.abs(points[:, 0])
+def label_regions(tissue: np.ndarray, *axes_mm: np.ndarray) -> np.ndarray:
+    """Region labels `(z, y, x)`, uint8, of a tissue map in MNI space; `axes_mm` are the MNI coordinates of its x, y and z axis."""
+    where, points, left = _brain_points(tissue, axes_mm)
     kind = tissue[where]
-    label = np.zeros(len(kind), dtype=np.uint8)
+    label = _deep_label(kind, points, left)
     for seeds, matter in ((CORTEX, GREY), (WHITE_MATTER, WHITE)):
-        chosen = kind == matter
-        label[chosen] = _nearest_seed(seeds, points[chosen]) + left[chosen]
-    for structure in DEEP:
-        chosen = np.isin(kind, structure.tissues)
-        chosen[chosen] = structure.inside(points[chosen])
-        label[chosen] = _LABEL_OF[f"right {structure.name}"] + left[chosen] if structure.sided else _LABEL_OF[structure.name]
+        chosen = (label == 0) & (kind == matter)
+        label[chosen] = _nearest_seed(seeds, points[:, chosen]) + left[chosen]
     regions = np.zeros(tissue.shape, dtype=np.uint8)
     regions[where] = label
     return regions
 
 
+def cortex_mask(tissue: np.ndarray, *axes_mm: np.ndarray) -> np.ndarray:
+    """Where grey matter is cortex of the cerebrum, `(z, y, x)` bool; arguments as for `label_regions`."""
+    where, points, left = _brain_points(tissue, axes_mm)
+    mask = np.zeros(tissue.shape, dtype=bool)
+    mask[where] = (tissue[where] == GREY) & (_deep_label(tissue[where], points, left) == 0)
+    return mask
+
+
+def _brain_points(tissue: np.ndarray, axes_mm: tuple[np.ndarray, ...]) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """Indices of the voxels of the brain, their points `(3, n)` folded to the right side, and whether they lie on the left."""
+    where = np.nonzero((tissue >= CSF) & (tissue <= WHITE))
+    points = np.stack([axis[index] for axis, index in zip(axes_mm, where[::-1], strict=True)]).astype(np.float32)
+    left = points[0] < 0
+    points[0] = np.abs(points[0])
+    return where, points, left
+
+
+def _deep_label(kind: np.ndarray, points_mm: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Label of the structure that each point lies in, 0 for none, `(n,)` uint8."""
+    label = np.zeros(len(kind), dtype=np.uint8)
+    for structure in DEEP:
+        chosen = np.isin(np.arange(256), structure.tissues)[kind]
+        chosen[chosen] = structure.inside(points_mm[:, chosen])
+        label[chosen] = _LABEL_OF[f"right {structure.name}"] + left[chosen] if structure.sided else _LABEL_OF[structure.name]
+    return label
+
+
 def _nearest_seed(seeds: dict[str, tuple[float, float, float]], points_mm: np.ndarray) -> np.ndarray:
-    """Label of the right-hand cell that each point `(n, 3)` belongs to."""
+    """Label of the right-hand cell that each point `(3, n)` belongs to."""
     from scipy.spatial import cKDTree
 
     labels = np.array([_LABEL_OF[f"right {name}"] for name in seeds], dtype=np.uint8)
-    return labels[cKDTree(np.array(list(seeds.values()))).query(points_mm)[1]]
+    return labels[cKDTree(np.array(list(seeds.values()))).query(points_mm.T)[1]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from pipeline.datasets.phantoms.deformation import random_velocity
+from pipeline.datasets.phantoms.deformation import random_field
 
 Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
 Ball = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -51,7 +51,7 @@ def shells(brain: np.ndarray, axes: Axes, head: HeadModel) -> dict[str, np.ndarr
     """
     coarse = tuple(axis[::_COARSE] for axis in axes)
     cavity = _cavity_distance(brain[::_COARSE, ::_COARSE, ::_COARSE], head.csf_mm)
-    relief = random_velocity(cavity.shape, spacing_mm=_COARSE, sigma_mm=20.0, amplitude_mm=np.sqrt(3.0) * _COARSE, rng=np.random.default_rng(153))
+    relief = random_field(cavity.shape, spacing_mm=_COARSE, sigma_mm=20.0, channels=2, rng=np.random.default_rng(153))
     skull = cavity * (1.0 + _RELIEF * relief[..., 0])
     skull_mm = 2 * head.table_mm + head.diploe_mm
     surface = _smooth_minimum([cavity * (1.0 + _RELIEF * relief[..., 1]) - skull_mm - head.scalp_mm, *(_ball_distance(ball, coarse) for ball in _FACE)])
@@ -68,7 +68,7 @@ def shells(brain: np.ndarray, axes: Axes, head: HeadModel) -> dict[str, np.ndarr
 def _face(surface: np.ndarray, axes: Axes) -> dict[str, np.ndarray]:
     """Muscle streaked with fat, facial bones, orbits, eyes and airways inside the head's surface."""
     parts = {name: np.zeros_like(surface) for name in ("fluid", "bone", "fat", "soft")}
-    streaks = random_velocity(surface.shape, spacing_mm=_COARSE, sigma_mm=5.0, amplitude_mm=np.sqrt(3.0) * _COARSE, rng=np.random.default_rng(152))
+    streaks = random_field(surface.shape, spacing_mm=_COARSE, sigma_mm=5.0, channels=2, rng=np.random.default_rng(152))
     _paint(parts, "soft", _inside(surface))
     _paint(parts, "fat", _inside(surface) * np.clip(streaks[..., 0], 0.0, 1.0))
     for ball in _FACIAL_BONES:
@@ -113,6 +113,9 @@ def _paint(parts: dict[str, np.ndarray], channel: str | None, cover: np.ndarray)
 
 
 def _fine(array: np.ndarray) -> np.ndarray:
-    """From every second voxel to all, linearly; voxel 0 stays where it is."""
-    index = np.meshgrid(*(np.arange(n * _COARSE, dtype=np.float32) / _COARSE for n in array.shape), indexing="ij", sparse=True)
-    return map_coordinates(array, np.broadcast_arrays(*index), order=1, mode="nearest")
+    """From every second voxel to all, linearly; voxel 0 stays where it is and the last is repeated."""
+    for axis in range(array.ndim):
+        array = np.moveaxis(array, axis, 0)
+        between = (array + np.concatenate([array[1:], array[-1:]])) / 2
+        array = np.moveaxis(np.stack([array, between], axis=1).reshape(-1, *array.shape[1:]), 0, axis)
+    return np.ascontiguousarray(array)

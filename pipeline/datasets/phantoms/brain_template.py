@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter
 
-from pipeline.datasets.phantoms.brain_regions import CORTEX_LABELS, CSF, GREY, REGION_NAMES, WHITE, label_regions
+from pipeline.datasets.phantoms.brain_regions import CSF, GREY, VENTRICLE_LABELS, WHITE, cortex_mask, label_regions
 from pipeline.datasets.phantoms.brain_shells import Axes, HeadModel, shells
 from pipeline.volumes import Geometry
 
@@ -26,6 +26,7 @@ _SULCUS_DEPTH_MM = 3.6
 """Cortex further than this from white matter is taken for the two banks of a sulcus, with CSF between (ours; cortex is 2 to 4 mm thick)."""
 _LOST_GYRUS_MM = 7.0
 """Grey matter further than this from white matter belongs to a gyrus whose core the average has lost: it is left as it is (ours)."""
+_PULL_REACH_MM = 4.0
 _BLADE = 0.3
 """White-matter probability from which the averaged core of a gyrus counts as white matter (ours)."""
 
@@ -49,17 +50,19 @@ def blurred_template(head: HeadModel, spacing_mm: float) -> Template:
 
 
 @lru_cache(maxsize=2)
-def ventricle_pull(geometry: Geometry) -> np.ndarray:
-    """Vectors `(z, y, x, 3)` on an axis-aligned grid that point into the lateral ventricles, the longest of length one.
+def ventricle_pull(geometry: Geometry, slice_mm: float | None = None) -> np.ndarray:
+    """Vectors `([z,] y, x, d)`, float32, that point into the lateral ventricles, the longest of length one.
 
-    Added to the velocity of the map from subject to template, they widen the subject's ventricles.
+    Added to the velocity of the map from subject to template, they widen the subject's ventricles. The grid has identity
+    direction; a 2-D one lies at MNI height `slice_mm`.
     """
-    x, y, z = _mni_axes(geometry)
-    tissue = np.full(geometry.shape, CSF, dtype=np.uint8)
-    labels = [label for label, name in REGION_NAMES.items() if name.endswith("lateral ventricle")]
-    near = gaussian_filter(np.isin(label_regions(tissue, x, y, z), labels).astype(np.float32), 4.0 / np.asarray(geometry.spacing_mm[::-1]))
+    x, y, *z = _mni_axes(geometry)
+    z = z[0] if z else np.array([slice_mm])
+    everywhere = np.full((len(z), len(y), len(x)), CSF, dtype=np.uint8)
+    near = np.isin(label_regions(everywhere, x, y, z), VENTRICLE_LABELS).reshape(geometry.shape).astype(np.float32)
+    near = gaussian_filter(near, _PULL_REACH_MM / np.asarray(geometry.spacing_mm[::-1]))
     pull = np.stack(np.gradient(near)[::-1], axis=-1)
-    return pull / np.linalg.norm(pull, axis=-1).max()
+    return pull / max(float(np.linalg.norm(pull, axis=-1).max()), 1e-6)
 
 
 @lru_cache(maxsize=2)
@@ -95,8 +98,10 @@ def _crisp(grey: np.ndarray, white: np.ndarray, axes: Axes) -> tuple[np.ndarray,
 def _sulci(grey: np.ndarray, white: np.ndarray, axes: Axes) -> np.ndarray:
     """Share of CSF, from 0 to 1, in cortex that lies too far from white matter to be one bank of a sulcus."""
     tissue = np.where(white > _BLADE, WHITE, np.where(grey > 0.05, GREY, 0)).astype(np.uint8)
-    cortex = np.isin(label_regions(tissue, *axes), CORTEX_LABELS)
-    depth = distance_transform_edt(tissue != WHITE).astype(np.float32)
+    cortex = cortex_mask(tissue, *axes)
+    box = find_objects((tissue > 0).astype(np.uint8))[0]
+    depth = np.full(tissue.shape, np.inf, dtype=np.float32)
+    depth[box] = distance_transform_edt(tissue[box] != WHITE)
     gap = np.clip((depth - _SULCUS_DEPTH_MM) / 1.2 + 0.5, 0.0, 1.0) * np.clip((_LOST_GYRUS_MM - depth) / 1.5 + 0.5, 0.0, 1.0)
     return np.where(cortex | (tissue == 0), gap, 0.0).astype(np.float32)
 
@@ -115,7 +120,7 @@ def _mni_maps() -> tuple[np.ndarray, np.ndarray]:
     return maps[0], maps[1]
 
 
-def _mni_axes(geometry: Geometry) -> Axes:
+def _mni_axes(geometry: Geometry) -> tuple[np.ndarray, ...]:
     """MNI coordinates (to the right, to the front, up) of the voxels along each axis of an LPS grid with identity direction."""
-    x, y, z = (o + s * np.arange(n) for o, s, n in zip(geometry.origin_mm, geometry.spacing_mm, geometry.size, strict=True))
-    return -x, -y, z
+    x, y, *z = (o + s * np.arange(n) for o, s, n in zip(geometry.origin_mm, geometry.spacing_mm, geometry.size, strict=True))
+    return -x, -y, *z

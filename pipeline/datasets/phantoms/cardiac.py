@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from pipeline.datasets.phantoms.acquisition import rician
-from pipeline.datasets.phantoms.cardiac_anatomy import GROUP_RANGES, RV_WALL_MM, Heart, draw_heart
+from pipeline.datasets.phantoms.cardiac_anatomy import GROUP_RANGES, RV_WALL_MM, Chest, Heart, draw_chest, draw_heart
 from pipeline.errors import ConcordError
 from pipeline.volumes import Geometry
 
@@ -35,7 +35,7 @@ class CardiacPhantom:
     slices: int = 9
     spacing_mm: float = 1.5
     slice_spacing_mm: float = 8.0
-    noise: float = 14.0
+    noise: float = 9.0
     bias: float = 0.6
     breathing_mm: float = 1.2
 
@@ -45,7 +45,9 @@ class CardiacPhantom:
         if min(self.spacing_mm, self.slice_spacing_mm) <= 0:
             raise ConcordError(f"cardiac phantom with spacing {self.spacing_mm} and {self.slice_spacing_mm} mm; expected positive numbers")
         if min(self.noise, self.bias, self.breathing_mm) < 0:
-            raise ConcordError(f"cardiac phantom with noise {self.noise}, bias {self.bias}, breathing {self.breathing_mm} mm; expected none below zero")
+            raise ConcordError(
+                f"cardiac phantom with noise {self.noise}, bias {self.bias}, breathing {self.breathing_mm} mm; expected none below zero"
+            )
 
     @property
     def geometry(self) -> Geometry:
@@ -106,8 +108,8 @@ def _in_space(in_plane_mm: np.ndarray) -> np.ndarray:
     return np.concatenate((in_plane_mm, np.zeros_like(in_plane_mm[..., :1])), axis=-1).astype(np.float32)
 
 
-FAT, BLOOD, MUSCLE, LUNG = -760.0, 760.0, 245.0, 45.0
-"""Signal relative to 0..1000. Fat is negative: bSSFP shows it in opposed phase, so that a voxel shared with water is dark (the thin black rims)."""
+MUSCLE = 250.0
+"""Grey value of skeletal muscle relative to 0..1000."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,54 +137,6 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma_vx: fl
     return noise / noise.std()
 
 
-@dataclass(frozen=True)
-class Chest:
-    """What surrounds one subject's heart: lengths in mm, angles in radian, grey values relative to 0..1000."""
-
-    direction: float
-    radius_mm: float
-    fat_mm: float
-    muscle_mm: float
-    gap_mm: float
-    heart_fat_mm: float
-    fillet_mm: float
-    diaphragm_mm: float
-    tilt: float
-    dome_mm: float
-    liver_edge_mm: float
-    stomach_mm: float
-    stomach_grey: float
-    liver_grey: float
-    blood: float
-    rib_phase: float
-    aorta_mm: tuple[float, float]
-    papillary: np.ndarray
-
-
-def draw_chest(rng: np.random.Generator) -> Chest:
-    """A random chest."""
-    return Chest(
-        direction=np.pi + rng.uniform(-0.15, 0.6),
-        radius_mm=rng.uniform(135, 170),
-        fat_mm=rng.uniform(6, 22),
-        muscle_mm=rng.uniform(11, 16),
-        gap_mm=rng.uniform(1, 9),
-        heart_fat_mm=rng.uniform(1, 4),
-        fillet_mm=rng.uniform(8, 20),
-        diaphragm_mm=rng.uniform(-2, 8),
-        tilt=rng.normal(-0.05, 0.12),
-        dome_mm=rng.uniform(150, 300),
-        liver_edge_mm=rng.uniform(-5, 35),
-        stomach_mm=rng.uniform(20, 34),
-        stomach_grey=rng.choice([30.0, 260.0, 420.0, 650.0]) * rng.uniform(0.8, 1.2),
-        liver_grey=rng.uniform(190, 270),
-        blood=BLOOD * rng.uniform(0.85, 1.15),
-        rib_phase=rng.uniform(0, 2 * np.pi),
-        aorta_mm=(rng.uniform(42, 62), rng.uniform(50, 66)),
-        papillary=np.column_stack((rng.normal((-0.9, -0.55, 1.2, 0.8), 0.15), rng.uniform(0.62, 0.8, 4), rng.uniform((3.5, 1.5, 3.5, 1.5), (5.5, 4, 5.5, 4)))),
-    )
-
-
 class Scene:
     """One phase in the making: end-diastolic coordinates of every voxel in mm from the LV centre, contours, textures, and the canvas."""
 
@@ -193,7 +147,7 @@ class Scene:
         self.theta, self.radius = (part.astype(np.float32) for part in heart.polar(points_mm))
         self.rays = heart.rays(self.theta)
         self.height = ((np.arange(len(offset)) + 0.5) / len(offset)).astype(np.float32)[:, None, None]
-        self.canvas = np.full(self.x.shape, LUNG, dtype=np.float32)
+        self.canvas = np.zeros(self.x.shape, dtype=np.float32)
 
     def fill(self, depth_mm: np.ndarray, grey: np.ndarray | float) -> None:
         """Paint where the depth inside a shape is positive, with the voxel's share at its edge."""
@@ -222,16 +176,20 @@ class Scene:
         inner = chest.radius_mm - chest.fat_mm - chest.muscle_mm
         middle = inner - self.reach(chest.direction) - RV_WALL_MM - chest.gap_mm
         dx, dy = self.x + middle * np.cos(chest.direction), self.y + middle * np.sin(chest.direction)
-        return np.hypot(dx, dy) - inner + 2 * self.texture.coarse, inner * np.arctan2(dy, dx)
+        return np.hypot(dx, dy) - inner + 2 * self.texture.coarse, inner * (np.arctan2(dy, dx) - chest.direction + np.pi) % (2 * np.pi * inner)
 
 
 def paint(scene: Scene, chest: Chest, systole: bool) -> np.ndarray:
     """Signed signal `(z, y, x)`: background organs first, what lies on top of them later."""
-    vessels = np.clip(scene.texture.fine + 0.9 * scene.texture.coarse - 2.6, 0, 1)
-    scene.canvas += 8 * scene.texture.medium + 12 * scene.texture.coarse + 420 * vessels
+    vessels = np.clip(1.5 * scene.texture.fine + 0.8 * scene.texture.coarse - 3.6, 0, 1)
+    scene.canvas += chest.lung_grey * (1 + 0.12 * scene.texture.medium + 0.3 * scene.texture.coarse) + 550 * vessels
+    film = _heart_fat(scene, chest)
+    # smooth unions: the narrower the gap between heart and wall, the more of it is fat
+    walls = (scene.beyond_chest(chest)[0], scene.below_diaphragm(chest))
+    _paint_fat(scene, chest, np.maximum(*(chest.fillet_mm * np.logaddexp(film / chest.fillet_mm, wall / chest.fillet_mm) for wall in walls)))
     _paint_abdomen(scene, chest)
     _paint_chest_wall(scene, chest)
-    _paint_heart_fat(scene, chest)
+    _paint_fat(scene, chest, film)
     _paint_ventricles(scene, chest, systole)
     _paint_left_cavity(scene, chest, systole)
     return scene.canvas
@@ -242,7 +200,7 @@ def _paint_abdomen(scene: Scene, chest: Chest) -> None:
     texture, below = scene.texture, scene.below_diaphragm(chest)
     _paint_spine(scene, chest)
     scene.fill(below, MUSCLE)
-    scene.fill(below - 2, FAT * (0.75 + 0.12 * texture.coarse + 0.08 * texture.medium))
+    scene.fill(below - 2, chest.fat_grey * (0.75 + 0.12 * texture.coarse + 0.08 * texture.medium))
     edge = chest.liver_edge_mm + 6 * texture.coarse - 0.4 * (below - 20) - scene.x
     liver = chest.liver_grey * (1 + 0.04 * texture.fine + 0.05 * texture.coarse) + 300 * np.clip(0.7 * texture.medium - 1.4, 0, 1)
     scene.fill(np.minimum(below - 1.5, edge), liver)
@@ -259,9 +217,9 @@ def _paint_spine(scene: Scene, chest: Chest) -> None:
     scene.fill(scene.ellipse((92, 92), (25, 22)), 60)
     scene.fill(scene.ellipse((92, 92), (22, 19)), 330 * (1 + 0.1 * scene.texture.medium))
     aorta = scene.ellipse(chest.aorta_mm, (10, 10)) - 40 * np.clip(scene.height - 0.45, 0, 1)
-    scene.fill(aorta + 4 + scene.texture.coarse, 0.8 * FAT)
+    scene.fill(aorta + 4 + scene.texture.coarse, 0.8 * chest.fat_grey)
     scene.fill(aorta + 1.5, MUSCLE)
-    scene.fill(aorta, 1.05 * chest.blood)
+    scene.fill(aorta, 1.05 * chest.blood_grey)
 
 
 def _paint_chest_wall(scene: Scene, chest: Chest) -> None:
@@ -270,41 +228,42 @@ def _paint_chest_wall(scene: Scene, chest: Chest) -> None:
     depth, along = scene.beyond_chest(chest)
     swell = np.sin(along / 45 + chest.rib_phase)
     muscle_mm, fat_mm = chest.muscle_mm + 3 * swell, chest.fat_mm * (1 - 0.3 * swell)
-    scene.fill(depth + 2 + 1.2 * texture.coarse, 0.9 * FAT)
-    muscle = 0.7 * MUSCLE * (1 + 0.2 * texture.medium)
+    scene.fill(depth + 2 + 1.2 * texture.coarse, 0.9 * chest.fat_grey)
+    muscle = 0.8 * MUSCLE * (1 + 0.2 * texture.medium)
     scene.fill(depth, muscle)
-    scene.fill(1.2 * texture.medium - np.abs(depth - 0.75 * muscle_mm - 2 * texture.coarse) - 0.3, 0.8 * FAT)
+    scene.fill(1.2 * texture.medium - np.abs(depth - 0.75 * muscle_mm - 2 * texture.coarse) - 0.3, 0.8 * chest.fat_grey)
     spaced = (along + 6 * np.sin(along / 31) + 9 * np.arange(len(along))[:, None, None]) / 32 + chest.rib_phase
     rib = (1 - np.hypot(32 * (spaced % 1 - 0.5) / 8, (depth - 0.4 * muscle_mm) / 4.5)) * 4.5 + 0.8 * texture.coarse
     scene.fill(rib, 50)
     scene.fill(rib - 1.2, 240 * (1 + 0.3 * texture.coarse))
-    scene.fill(depth - muscle_mm, FAT * (1 + 0.06 * texture.coarse))
+    scene.fill(depth - muscle_mm, chest.fat_grey * (1 + 0.06 * texture.coarse))
     skin = depth - muscle_mm - fat_mm
     scene.fill(skin, 0.35 * MUSCLE)
     scene.fill(skin - 1.5, 4)
 
 
-def _paint_heart_fat(scene: Scene, chest: Chest) -> None:
-    """Fat around the heart: a patchy film, thicker over the right ventricle, and what fills the corners towards chest wall and diaphragm."""
+def _heart_fat(scene: Scene, chest: Chest) -> np.ndarray:
+    """Depth in mm inside the patchy film of fat around the heart, thicker over the right ventricle."""
     texture = scene.texture
-    outside = scene.radius - scene.rays.outer_mm - RV_WALL_MM
     right = np.exp(1.5 * (np.cos(scene.theta - scene.heart.turn - np.pi) - 1))
     film = chest.heart_fat_mm * (0.15 + 0.9 * right) + 0.9 * texture.coarse + 0.5 * texture.medium
-    near = np.minimum(np.maximum(-scene.beyond_chest(chest)[0], 0), np.maximum(-scene.below_diaphragm(chest), 0))
-    fillet = np.where(near < 25, chest.fillet_mm + 2.5 * texture.coarse - outside - near, -9)
-    fat = np.maximum(film - outside, fillet)
-    scene.fill(fat + 1.5, 0.6 * MUSCLE)
-    scene.fill(fat, FAT * (0.85 + 0.1 * texture.coarse + 0.06 * texture.medium))
+    return film - (scene.radius - scene.rays.outer_mm - RV_WALL_MM)
+
+
+def _paint_fat(scene: Scene, chest: Chest, depth_mm: np.ndarray) -> None:
+    """Fat under the pericardium, which is a thin dark line."""
+    scene.fill(depth_mm + 1.2, 0.6 * MUSCLE)
+    scene.fill(depth_mm, chest.fat_grey * (0.8 + 0.1 * scene.texture.coarse + 0.06 * scene.texture.medium))
 
 
 def _paint_ventricles(scene: Scene, chest: Chest, systole: bool) -> None:
     """Myocardium, the right ventricle's thin wall, and its blood with trabeculae."""
     rays, texture, own = scene.rays, scene.texture, scene.own
-    muscle = MUSCLE * (1 + 0.08 * texture.coarse + 0.07 * texture.medium)
+    muscle = chest.myocardium_grey * (1 + 0.08 * texture.coarse + 0.07 * texture.medium)
     wall = RV_WALL_MM * np.clip((rays.outer_mm - rays.epi_mm) / 4, 0, 1)
     scene.fill(rays.outer_mm + wall - scene.radius, muscle)
     inside = np.minimum(rays.outer_mm - scene.radius, scene.radius - rays.epi_mm)
-    blood = chest.blood * (0.78 if systole else 0.85) * (1 + 0.08 * own.coarse + 0.05 * own.medium)
+    blood = chest.blood_grey * (0.66 if systole else 0.72) * (1 + 0.12 * own.coarse + 0.07 * own.medium + 0.03 * own.fine)
     scene.fill(inside, blood + (muscle - blood) * 0.8 * np.clip(own.medium - 1.6 + 1.2 * scene.height, 0, 1))
     scene.fill(np.minimum(rays.epi_mm - scene.radius, scene.radius - rays.endo_mm), muscle)
 
@@ -312,8 +271,8 @@ def _paint_ventricles(scene: Scene, chest: Chest, systole: bool) -> None:
 def _paint_left_cavity(scene: Scene, chest: Chest, systole: bool) -> None:
     """Blood of the left ventricle, its trabeculae along the wall, and two papillary muscles between a quarter and four fifths of the height."""
     own, endo = scene.own, scene.rays.endo_mm
-    muscle = MUSCLE * (1 + 0.08 * scene.texture.coarse)
-    blood = chest.blood * (0.93 if systole else 1.0) * (1 + 0.06 * own.coarse + 0.04 * own.medium)
+    muscle = chest.myocardium_grey * (1 + 0.08 * scene.texture.coarse)
+    blood = chest.blood_grey * (0.93 if systole else 1.0) * (1 + 0.07 * own.coarse + 0.03 * own.medium + 0.05 * own.fine)
     # tissue does not shrink with the cavity: in end-diastolic coordinates it looks larger at end-systole
     swell = 1 / np.sqrt(1 - scene.heart.squeeze) if systole else 1.0
     trabeculae = (-0.3 + 1.5 * scene.height + 1.1 * own.medium + 1.1 * own.fine) * swell
@@ -329,7 +288,9 @@ def _paint_left_cavity(scene: Scene, chest: Chest, systole: bool) -> None:
 
 def _acquired(signal: np.ndarray, scene: Scene, chest: Chest, settings: CardiacPhantom, rng: np.random.Generator) -> np.ndarray:
     """The signal through the point spread function, coil sensitivity and noise, clipped to 0..1000, float32."""
-    blurred = np.abs(ndimage.gaussian_filter(signal, (0, 0.5, 0.5)))
+    magnitude = np.abs(ndimage.gaussian_filter(signal, (0, 0.35, 0.35)))
     nearer = scene.x * np.cos(chest.direction) + scene.y * np.sin(chest.direction)
-    coil = np.exp(np.clip(settings.bias * nearer / 200, -1.5, 0.6))
-    return np.clip(rician(blurred * coil, settings.noise, rng), 0, 1000).astype(np.float32)
+    coil = np.exp(np.clip(settings.bias * nearer / 200, -1.5, 0.4))
+    noisy = rician(magnitude * coil, settings.noise, rng)
+    # the scanner interpolates: noise is correlated between neighbouring pixels
+    return np.clip(ndimage.gaussian_filter(noisy, (0, 0.45, 0.45)), 0, 1000).astype(np.float32)

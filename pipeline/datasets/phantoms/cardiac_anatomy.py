@@ -1,4 +1,4 @@
-"""Shape and motion of the cardiac phantom's heart: contours in polar form about the left ventricle, and a contraction that is inverted exactly.
+"""Shape and motion of the cardiac phantom: contours in polar form about the left ventricle, a contraction that is inverted exactly, the chest.
 
 Every slice is described about its own centre of the left ventricle (LV): a point has an angle and a squared radius `q`. The contraction
 keeps the angle and maps `q` to `Q(q)`. An area element of the wedge is `dq dtheta / 2`, so `dQ/dq` **is** the Jacobian determinant:
@@ -111,7 +111,7 @@ class Heart:
 
 @dataclass(frozen=True, eq=False)
 class Rays:
-    """Contour radii in mm along rays, and the radial contraction. `outer_mm` is the right ventricle's edge, or the LV's epicardium where there is none."""
+    """Contour radii in mm along rays, and the radial contraction. `outer_mm` is the right ventricle's edge, or the epicardium where there is none."""
 
     endo_mm: np.ndarray
     epi_mm: np.ndarray
@@ -149,7 +149,7 @@ class Rays:
         for _ in range(60):
             value, slope = self.contract(q)
             excess = value - contracted
-            if np.abs(excess).max() < 1e-9 * high.max():
+            if np.abs(excess).max() < 1e-9:
                 break
             low, high = np.where(excess < 0, q, low), np.where(excess > 0, q, high)
             newton = q - excess / slope
@@ -178,29 +178,87 @@ def draw_heart(rng: np.random.Generator, group: Group, slices: int) -> Heart:
     return replace(heart, squeeze=squeeze, rv_squeeze=rv_squeeze, thickening=0.3 * lv_ef, torsion=torsion)
 
 
+@dataclass(frozen=True)
+class Chest:
+    """What surrounds one subject's heart, and its contrast: lengths in mm, angles in radian, grey values relative to 0..1000.
+
+    Fat is negative: bSSFP shows it in opposed phase, so that a voxel shared with water is dark (the thin black rims).
+    """
+
+    direction: float
+    radius_mm: float
+    fat_mm: float
+    muscle_mm: float
+    gap_mm: float
+    heart_fat_mm: float
+    fillet_mm: float
+    diaphragm_mm: float
+    tilt: float
+    dome_mm: float
+    liver_edge_mm: float
+    stomach_mm: float
+    stomach_grey: float
+    liver_grey: float
+    fat_grey: float
+    blood_grey: float
+    myocardium_grey: float
+    lung_grey: float
+    rib_phase: float
+    aorta_mm: tuple[float, float]
+    papillary: np.ndarray
+
+
+def draw_chest(rng: np.random.Generator) -> Chest:
+    """A random chest."""
+    return Chest(
+        direction=np.pi + rng.uniform(-0.1, 0.8),
+        radius_mm=rng.uniform(135, 170),
+        fat_mm=rng.uniform(6, 22),
+        muscle_mm=rng.uniform(11, 16),
+        gap_mm=rng.uniform(1, 9),
+        heart_fat_mm=rng.uniform(1, 4),
+        fillet_mm=rng.uniform(7, 15),
+        diaphragm_mm=rng.uniform(-6, 4),
+        tilt=rng.normal(-0.15, 0.15),
+        dome_mm=rng.uniform(150, 300),
+        liver_edge_mm=rng.uniform(-5, 35),
+        stomach_mm=rng.uniform(20, 34),
+        stomach_grey=rng.choice([30.0, 260.0, 420.0, 650.0]) * rng.uniform(0.8, 1.2),
+        liver_grey=rng.uniform(160, 290),
+        fat_grey=-rng.uniform(540, 800),
+        blood_grey=rng.uniform(560, 840),
+        myocardium_grey=rng.uniform(205, 300),
+        lung_grey=rng.uniform(45, 110),
+        rib_phase=rng.uniform(0, 2 * np.pi),
+        aorta_mm=(rng.uniform(42, 62), rng.uniform(50, 66)),
+        papillary=np.column_stack(
+            (rng.normal((-0.9, -0.55, 1.2, 0.8), 0.15), rng.uniform(0.62, 0.8, 4), rng.uniform((3.5, 1.5, 3.5, 1.5), (5.5, 4, 5.5, 4)))
+        ),
+    )
+
+
 def _relaxed_heart(rng: np.random.Generator, group: Group, height: np.ndarray) -> Heart:
     """Shape as drawn; the contraction is still a pattern of unit size, the same in every slice but for a little more at the apex."""
     taper = np.sqrt(1 - (0.94 * height) ** rng.uniform(2.4, 3.4))
     drift = rng.normal(0, 5, 2) * (height[..., None] - 0.5)
     rv_taper = np.clip(1 - (height / rng.uniform(0.88, 1.0)) ** rng.uniform(1.5, 2.1), 0, None)
     orders = np.arange(2, 6)
-    harmonics = np.stack((orders, rng.normal(0, 0.12, 4) / orders**1.6, rng.uniform(-np.pi, np.pi, 4)), axis=1)
-    scar_angle, scar_height, turn = rng.uniform(-np.pi, np.pi), rng.uniform(0.3, 0.8), rng.normal(0, 0.2) - 0.15
+    scar_height = rng.uniform(0.3, 0.8)
     swirls = np.column_stack((rng.normal(0, 22, (6, 2)), rng.uniform(14, 26, 6), np.deg2rad(rng.normal(0, 2.2, 6))))
     return Heart(
         centre_mm=drift,
         endo_mm=rng.uniform(*group.lv_radius_mm) * taper,
         wall_mm=rng.uniform(*group.wall_mm) * (1.05 - 0.3 * height),
         rv_width_mm=rng.uniform(*group.rv_width_mm) * rv_taper,
-        rv_half_angle=np.deg2rad(rng.uniform(72, 86)) * (1 - 0.4 * height**1.5),
-        harmonics=harmonics,
+        rv_half_angle=np.deg2rad(rng.uniform(76, 90)) * (1 - 0.4 * height**1.5),
+        harmonics=np.stack((orders, rng.normal(0, 0.12, 4) / orders**1.6, rng.uniform(-np.pi, np.pi, 4)), axis=1),
         spiral=rng.normal(0, 0.5) * height,
-        turn=turn,
+        turn=rng.normal(-0.1, 0.25),
         rv_skew=rng.uniform(0.05, 0.4),
         septal_bulge=rng.uniform(*group.septal_bulge),
         septal_flattening=rng.uniform(*group.septal_flattening),
         scar=rng.uniform(*group.scar) * np.exp(-(((height - scar_height) / 0.4) ** 4)),
-        scar_angle=scar_angle,
+        scar_angle=rng.uniform(-np.pi, np.pi),
         squeeze=0.95 + 0.1 * height,
         rv_squeeze=np.ones_like(height),
         thickening=0.0,
@@ -213,7 +271,6 @@ def _ejection(rays: Rays) -> tuple[float, float]:
     """Ejection fractions of the left and the right ventricle, both linear in the squeeze, from rays of all angles and slices."""
     endo, epi, outer = rays.endo_mm**2, rays.epi_mm**2, rays.outer_mm**2
     at_wall = rays._cavity(np.ones_like(endo))[0]
-    # the cavity's ramp is not quite at one at the epicardium, where the right ventricle begins
     return float((endo * at_wall).sum() / endo.sum()), float((rays.rv_squeeze * (outer - epi)).sum() / (outer - epi).sum())
 
 

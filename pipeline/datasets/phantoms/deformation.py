@@ -7,9 +7,13 @@ the map `x -> x + u(x)`; beyond its grid it goes on with the value at the border
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.ndimage import map_coordinates
+
+from pipeline.volumes import Geometry
 
 FINEST_STEP_VX = 0.1
 """Longest displacement, in voxels, of the first step of scaling and squaring when the number of steps is left open (ours)."""
@@ -18,20 +22,28 @@ FINEST_STEP_VX = 0.1
 def random_velocity(
     shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, amplitude_mm: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A smooth random vector field `([z,] y, x, d)` in voxels, float32.
+    """A smooth random vector field `([z,] y, x, d)` in voxels, float32, of scale `sigma_mm` (see `random_field`).
 
-    White noise on a lattice of knots `sigma_mm` apart, smoothed by a Gaussian of standard deviation `sigma_mm`. At every voxel
-    the expected length is that of `amplitude_mm` (root mean square over all seeds), with all directions alike.
-    `shape` is `([z,] y, x)`, `spacing_mm` one number or `(x, y[, z])`. The draw depends on the box in mm only, so a finer grid
-    over the same box shows the same field, up to the voxel borders.
+    At every voxel the expected length is `amplitude_mm` (root mean square over all seeds), with all directions alike.
     """
     dimension = len(shape)
-    spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), dimension)
+    field = random_field(shape, spacing_mm=spacing_mm, sigma_mm=sigma_mm, channels=dimension, rng=rng)
+    return (field * (amplitude_mm / np.sqrt(dimension) / np.broadcast_to(spacing_mm, dimension))).astype(np.float32)
+
+
+def random_field(shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, channels: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth random fields `([z,] y, x, channel)`, float32, of mean 0 and variance 1 at every voxel (over all seeds).
+
+    White noise on a lattice of knots `sigma_mm` apart, smoothed by a Gaussian of standard deviation `sigma_mm`. `shape` is
+    `([z,] y, x)`, `spacing_mm` one number or `(x, y[, z])`. The draw depends on the box in mm only: another grid over the same
+    box samples the same field.
+    """
+    spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=float), len(shape))
     kernels = [_knot_weights(n, s, sigma_mm) for n, s in zip(shape, spacing[::-1], strict=True)]
-    field = rng.standard_normal((*(kernel.shape[1] for kernel in kernels), dimension))
+    field = rng.standard_normal((*(kernel.shape[1] for kernel in kernels), channels))
     for axis, kernel in enumerate(kernels):
         field = np.moveaxis(_contract(kernel, np.moveaxis(field, axis, 0)), 0, axis)
-    return (field * (amplitude_mm / np.sqrt(dimension) / spacing)).astype(np.float32)
+    return field.astype(np.float32)
 
 
 def _knot_weights(size: int, spacing_mm: float, sigma_mm: float) -> np.ndarray:
@@ -69,7 +81,7 @@ def exponential(velocity_vx: np.ndarray, steps: int | None = None) -> np.ndarray
     interpolation and makes each of the two flows exact to a few hundredths of a voxel.
     """
     if steps is None:
-        longest = float(np.sqrt((velocity_vx**2).sum(axis=-1)).max(initial=0.0))
+        longest = float(np.sqrt(np.einsum("...c,...c->...", velocity_vx, velocity_vx).max(initial=0.0)))
         steps = max(0, int(np.ceil(np.log2(max(longest, FINEST_STEP_VX) / FINEST_STEP_VX))))
     first = velocity_vx / np.float32(2**steps)
     displacement = warp(first, first / 2)
@@ -105,3 +117,39 @@ def sample(array: np.ndarray, index: np.ndarray, *, order: int = 1, outside: flo
 def identity_index(shape: Sequence[int]) -> np.ndarray:
     """The index of every voxel, `([z,] y, x, d)` in `(x, y[, z])` order, float32."""
     return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1], axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class TemplateMap:
+    """From a subject's points to the template's and back, in mm: an affine map first, then the flow of a velocity.
+
+    `affine` is `(d + 1, d + 1)`; `velocity_vx` is `([z,] y, x, d)` on `geometry`, a grid in the template's space.
+    """
+
+    geometry: Geometry
+    affine: np.ndarray
+    velocity_vx: np.ndarray
+
+    def to_template(self, points_mm: np.ndarray) -> np.ndarray:
+        """Where points `(..., d)` of the subject lie in the template."""
+        return self._moved(_affine(self.affine, points_mm), self._flow_vx)
+
+    def from_template(self, points_mm: np.ndarray) -> np.ndarray:
+        """Where points `(..., d)` of the template lie in the subject."""
+        return _affine(np.linalg.inv(self.affine), self._moved(points_mm, self._inverse_flow_vx))
+
+    def _moved(self, points_mm: np.ndarray, flow_vx: np.ndarray) -> np.ndarray:
+        index = self.geometry.index_at(points_mm)
+        return points_mm + sample(flow_vx, index) @ self.geometry.index_to_physical.T
+
+    @cached_property
+    def _flow_vx(self) -> np.ndarray:
+        return exponential(self.velocity_vx)
+
+    @cached_property
+    def _inverse_flow_vx(self) -> np.ndarray:
+        return exponential(-self.velocity_vx)
+
+
+def _affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:-1, :-1].T + matrix[:-1, -1]

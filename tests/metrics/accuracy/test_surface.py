@@ -114,9 +114,7 @@ def test_the_areas_of_surface_elements_are_those_of_the_surface_distance_package
 
 def learn2reg_by_monai(fixed: np.ndarray, warped: np.ndarray) -> float:
     """The evaluator's rule on MONAI's surface elements."""
-    edges_f, edges_w, areas_f, areas_w = (
-        np.asarray(a) for a in get_mask_edges(fixed, warped, spacing=(1,) * fixed.ndim)
-    )
+    edges_f, edges_w, areas_f, areas_w = (np.asarray(a) for a in get_mask_edges(fixed, warped, spacing=(1,) * fixed.ndim))
     directed = []
     for here, areas, there in ((edges_f, areas_f, edges_w), (edges_w, areas_w, edges_f)):
         distances, weights = distance_transform_edt(~there)[here], areas[here]

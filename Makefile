@@ -1,0 +1,44 @@
+# make: set up, run the main job at the scale of config.yaml, build the report. make test: set up, lint, test, run at scale smoke.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all --resources gpu=1
+SCALE ?= $(shell sed -n 's/^scale: *\([a-z]*\).*/\1/p' config.yaml)
+
+.PHONY: all setup run report test lint smoke clean
+
+all: run
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Concord needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+run: setup
+	$(SNAKEMAKE) --config scale=$(SCALE)
+	$(SNAKEMAKE) --config scale=$(SCALE) --report results/$(SCALE)/report.html
+	@echo
+	@echo "Done, at scale $(SCALE):"
+	@echo "  tables   $$(ls -d results/$(SCALE)/*/tables | tr '\n' ' ')"
+	@echo "  figures  $$(ls -d results/$(SCALE)/*/figures | tr '\n' ' ')"
+	@echo "  report   results/$(SCALE)/report.html"
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(MAKE) smoke
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check workflow rules
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/workflow/lint_workflow.py
+
+smoke: setup
+	$(MAKE) run SCALE=smoke
+
+clean:
+	rm -rf results .snakemake

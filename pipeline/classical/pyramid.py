@@ -1,0 +1,115 @@
+"""Grids, fields and threads that the multi-resolution methods of ITK share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import ConcordError
+from pipeline.methods import Pair, Run
+from pipeline.transforms import Field, Linear, Transform, to_itk
+from pipeline.volumes import Geometry, Volume
+
+SMALLEST_AXIS = 4
+"""Fewest voxels that a coarse grid keeps along an axis (ours): thinner than that nothing is left to register."""
+LinearStage = Literal["none", "rigid", "similarity", "affine"]
+
+
+def axis_factors(geometry: Geometry, factor: int) -> tuple[int, ...]:
+    """Whole-voxel shrink factor of each image axis `(x, y[, z])` for a level of `factor`.
+
+    The finest axis shrinks by `factor`; a coarser axis shrinks by less, so that the level's voxels come out as even as whole
+    factors allow, and no axis falls under `SMALLEST_AXIS` voxels.
+    """
+    spacing = np.asarray(geometry.spacing_mm)
+    wanted = np.maximum(1, np.round(spacing.min() * factor / spacing)).astype(int)
+    room = np.maximum(1, np.asarray(geometry.size) // SMALLEST_AXIS)
+    return tuple(np.minimum(wanted, room).tolist())
+
+
+def shrunk(geometry: Geometry, factors: Sequence[int]) -> Geometry:
+    """The grid of every `factors`-th voxel about the same centre, as ITK's `ShrinkImageFilter` lays it."""
+    size = np.maximum(1, np.asarray(geometry.size) // np.asarray(factors))
+    coarse = replace(geometry, size=tuple(size.tolist()), spacing_mm=tuple((np.asarray(geometry.spacing_mm) * factors).tolist()))
+    return replace(coarse, origin_mm=tuple((np.asarray(coarse.origin_mm) + geometry.centre_mm - coarse.centre_mm).tolist()))
+
+
+def zero_field(geometry: Geometry) -> Field:
+    """The field that moves nothing."""
+    return Field(np.zeros((*geometry.shape, geometry.dimension)), geometry)
+
+
+def field_on(transform: Transform, geometry: Geometry) -> Field:
+    """The transform's displacements as a field on `geometry`."""
+    return Field(np.ascontiguousarray(transform.displacement_mm(geometry), dtype=float), geometry)
+
+
+def refined(field: Field, geometry: Geometry) -> Field:
+    """The field on a finer grid by cubic interpolation, held constant beyond its outer samples.
+
+    Linear interpolation would leave the coarse grid's creases in the finer field, and a folding count would see them.
+    """
+    from scipy.ndimage import map_coordinates
+
+    if geometry.matches(field.geometry, 1e-6):
+        return field
+    index = field.geometry.index_at(geometry.grid_points()).reshape(-1, geometry.dimension)
+    index = np.clip(index, 0, np.asarray(field.geometry.size) - 1)
+    parts = [map_coordinates(field.field_mm[..., c], index.T[::-1], order=3, mode="nearest") for c in range(geometry.dimension)]
+    return Field(np.stack(parts, axis=-1).reshape(*geometry.shape, geometry.dimension), geometry)
+
+
+def linear_start(stage: LinearStage, pair: Pair, run: Run) -> Linear:
+    """The linear transform that a deformable method starts from: mutual information by elastix, or the identity."""
+    if stage == "none":
+        return Linear.identity(pair.fixed.dimension)
+    from pipeline.classical.elastix import MutualInformation
+
+    found = MutualInformation(stages=[stage]).register(pair, run)
+    if not isinstance(found, Linear):
+        raise ConcordError(f"linear stage {stage!r} gave a {type(found).__name__}; expected one linear transform")
+    return found
+
+
+def check_lengths(**per_level: Sequence[float] | None) -> None:
+    """Raise `ValueError` unless every list has one entry a level."""
+    lengths = {name: len(values) for name, values in per_level.items() if values is not None}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"one entry a level expected, coarse to fine, in each of {lengths}")
+
+
+@contextmanager
+def itk_threads(threads: int) -> Iterator[None]:
+    """Within it, every ITK filter that is made splits its work in `threads` parts."""
+    import itk
+
+    before = itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+    try:
+        yield
+    finally:
+        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(before)
+
+
+def itk_field(field: Field, inverse: Field | None = None) -> Any:
+    """An ITK displacement-field transform, double precision, with its inverse field where given."""
+    transform = to_itk(field)
+    if inverse is not None:
+        transform.SetInverseDisplacementField(to_itk(inverse).GetDisplacementField())
+    return transform
+
+
+def itk_mask(mask: Volume) -> Any:
+    """A mask as ITK's metrics take it."""
+    import itk
+
+    from pipeline.volumes import to_itk as image_of
+
+    shape = itk.ImageMaskSpatialObject[mask.dimension].New()
+    shape.SetImage(image_of(mask.with_array(mask.array != 0), np.uint8))
+    shape.Update()
+    return shape

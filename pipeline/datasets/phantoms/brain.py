@@ -1,0 +1,192 @@
+"""The brain phantom: heads with T1, T2 and PD images, tissues, regions, and the true transform between any two of them.
+
+A subject is the template of `brain_template` seen through a random affine map and a random diffeomorphism (several scales,
+down to a few mm). Its map to the template and back is known, so the transform between two subjects is known too. Real
+subjects differ in more than that (a fold that one has and another lacks), which a known truth cannot have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from pipeline.datasets.phantoms.acquisition import SpinEcho, Tissue, bias_field, rician, varied
+from pipeline.datasets.phantoms.brain_regions import REGION_NAMES as REGION_NAMES
+from pipeline.datasets.phantoms.brain_shells import HeadModel
+from pipeline.datasets.phantoms.brain_template import CHANNELS, TEMPLATE, Template, blurred_template, ventricle_pull
+from pipeline.datasets.phantoms.deformation import TemplateMap, random_field, random_velocity, sample, taper
+from pipeline.errors import ConcordError
+from pipeline.volumes import Geometry
+
+TISSUE_NAMES = {0: "background", 1: "CSF", 2: "grey matter", 3: "white matter", 4: "skull", 5: "fat", 6: "soft tissue"}
+SEQUENCES = {"t1": SpinEcho(400, 10), "t2": SpinEcho(4000, 100), "pd": SpinEcho(4000, 15)}
+"""Clinical spin-echo weightings, ours."""
+SCALES: tuple[tuple[float, float], ...] = ((32.0, 0.83), (14.0, 0.52), (6.0, 0.21))
+"""Scales of the deformation in mm and their shares of `deformation_mm` (squares sum to one): lobes, gyri, folds. Ours."""
+
+_BODY = {"csf": Tissue(1.0, 2569, 329), "bone": Tissue(0.05, 400, 20), "fat": Tissue(1.0, 350, 70), "soft": Tissue(0.9, 900, 47)}
+_BOX_BORDER_MM = 16.0
+_RELAXATION_SPREAD = 0.04
+"""How much proton density and relaxation times differ between subjects (ours)."""
+_GRAIN, _GRAIN_MM = 0.02, 3.5
+"""Unevenness within a tissue: standard deviation as a share, and its scale (ours)."""
+_COIL_MM = 60.0
+"""Scale of the coil profile (ours)."""
+_UNIT = 1000.0
+"""Signal of fully relaxed water in the images."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """How heads of one population look. `scale` is their size against MNI space along `(x, y, z)`, `shift_mm` where they lie in the box."""
+
+    head: HeadModel
+    scale: tuple[float, float, float]
+    shift_mm: tuple[float, float, float]
+    ventricles_mm: float
+    tissues: dict[str, Tissue]
+
+
+POPULATIONS = {
+    # 1.5 T values of the BrainWeb simulator (Kwan et al., IEEE Trans Med Imaging 1999); bone, with marrow in it, is ours
+    "adult": Population(
+        HeadModel(csf_mm=2.0, table_mm=1.9, diploe_mm=3.0, scalp_mm=6.5),
+        (0.94, 0.94, 0.94),
+        (0.0, 0.0, 0.0),
+        0.5,
+        _BODY | {"grey": Tissue(0.86, 833, 83), "white": Tissue(0.77, 500, 70), "deep white": Tissue(0.77, 500, 70)},
+    ),
+    # before myelination: longer relaxation in white than in grey matter, of the order found in term neonates
+    # (Williams et al., Radiology 2005); the rounded figures are ours
+    "neonate": Population(
+        HeadModel(csf_mm=3.5, table_mm=1.4, diploe_mm=0.0, scalp_mm=7.0),
+        (0.71, 0.68, 0.68),
+        (0.0, 0.0, -20.0),
+        2.5,
+        _BODY | {"grey": Tissue(0.9, 1200, 120), "white": Tissue(0.95, 1900, 230), "deep white": Tissue(0.88, 1050, 115)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BrainPhantom:
+    """Settings. All subjects of one setting share one grid, over the same box for both populations.
+
+    `deformation_mm` is the root mean square length of the random velocity, `pose` scales rotation, shift and size (1: about
+    3 degrees, 2.5 mm, 2 %), `noise` is the standard deviation as a share of the brightest brain tissue, `bias` the range of the
+    coil profile (0.3: from 0.85 to 1.15). With `slice_mm` subjects are two-dimensional: the axial slice of the template at
+    that height in MNI space, deformed in its plane. The defaults are ours.
+    """
+
+    spacing_mm: float = 2.0
+    population: Literal["adult", "neonate"] = "adult"
+    deformation_mm: float = 3.5
+    pose: float = 1.0
+    noise: float = 0.03
+    bias: float = 0.3
+    slice_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.population not in POPULATIONS:
+            raise ConcordError(f"brain phantom: population {self.population!r}; expected one of {', '.join(POPULATIONS)}")
+        for name, low, high in (("spacing_mm", 0.5, 8.0), ("deformation_mm", 0.0, 12.0), ("pose", 0.0, 3.0), ("noise", 0.0, 1.0), ("bias", 0.0, 1.5)):
+            if not low <= getattr(self, name) <= high:
+                raise ConcordError(f"brain phantom: {name} {getattr(self, name)}; expected {low:g} to {high:g}")
+        if self.slice_mm is not None and not -60 <= self.slice_mm <= 75:
+            raise ConcordError(f"brain phantom: slice_mm {self.slice_mm}; expected -60 to 75 (MNI height within the brain) or null for 3-D")
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """The common grid: identity direction, x to the left, y to the back, z up."""
+        axes = 3 if self.slice_mm is None else 2
+        box = np.asarray(TEMPLATE.size[:axes])
+        size = np.ceil(box / self.spacing_mm - 1e-6).astype(int)
+        middle = np.asarray(TEMPLATE.origin_mm[:axes]) + (box - 1) / 2
+        return Geometry.regular(size.tolist(), self.spacing_mm, (middle - (size - 1) / 2 * self.spacing_mm).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class BrainSubject:
+    """One head. Arrays are `([z,] y, x)` on `geometry`: images float32 (`t1`, `t2`, `pd`), `tissue` and `regions` uint8."""
+
+    geometry: Geometry
+    images: dict[str, np.ndarray]
+    tissue: np.ndarray
+    regions: np.ndarray
+    template_map: TemplateMap
+
+
+def true_displacement_mm(fixed: BrainSubject, moving: BrainSubject) -> np.ndarray:
+    """The true transform: displacement `([z,] y, x, d)` in mm, LPS, on the fixed grid, to the same point of anatomy in `moving`."""
+    points = fixed.geometry.grid_points()
+    return moving.template_map.from_template(fixed.template_map.to_template(points)) - points
+
+
+def make_subject(settings: BrainPhantom, seed: int) -> BrainSubject:
+    """The subject of a seed; the same seed gives the same bits. Anatomy does not depend on `noise` and `bias`."""
+    if seed < 0:
+        raise ConcordError(f"brain phantom: seed {seed}; expected zero or more")
+    geometry, head = settings.geometry, POPULATIONS[settings.population].head
+    shape_rng, pose_rng, scan_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    template_map = TemplateMap(geometry, np.linalg.inv(_random_pose(settings, pose_rng)), _velocity(settings, shape_rng))
+    points = template_map.to_template(geometry.grid_points())
+    fractions, regions = _anatomy(points, blurred_template(head, settings.spacing_mm), settings.slice_mm)
+    return BrainSubject(geometry, _scan(fractions, settings, scan_rng), _tissue(fractions), regions, template_map)
+
+
+def _velocity(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray:
+    """Velocity of the map from subject to template: random at several scales, and a pull into the ventricles; none at the border."""
+    geometry, spacing_mm = settings.geometry, settings.spacing_mm
+    velocity = ventricle_pull(geometry, settings.slice_mm) * (POPULATIONS[settings.population].ventricles_mm + rng.normal()) / spacing_mm
+    for sigma_mm, share in SCALES:
+        amplitude_mm = share * settings.deformation_mm
+        velocity += random_velocity(geometry.shape, spacing_mm=spacing_mm, sigma_mm=sigma_mm, amplitude_mm=amplitude_mm, rng=rng)
+    return velocity * taper(geometry.shape, _BOX_BORDER_MM / spacing_mm)
+
+
+def _random_pose(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray:
+    """Affine map `(d + 1, d + 1)` in mm from the template to a head: size, proportions, rotation and shift, about the box's centre."""
+    from scipy.spatial.transform import Rotation
+
+    d, spread, population = settings.geometry.dimension, settings.pose, POPULATIONS[settings.population]
+    turn = Rotation.from_rotvec(spread * rng.normal(0.0, 0.03, 3) * ([1, 1, 1] if d == 3 else [0, 0, 1])).as_matrix()[:d, :d]
+    size = np.asarray(population.scale[:d]) * np.exp(spread * (rng.normal(0.0, 0.02) + rng.normal(0.0, 0.012, 3)[:d]))
+    pose = np.eye(d + 1)
+    pose[:d, :d] = turn * size
+    centre = settings.geometry.centre_mm
+    pose[:d, d] = centre + population.shift_mm[:d] + spread * rng.normal(0.0, 1.5, 3)[:d] - pose[:d, :d] @ centre
+    return pose
+
+
+def _anatomy(points_mm: np.ndarray, template: Template, slice_mm: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue fractions `(channel, [z,] y, x)`, float32, and region labels at points of the template."""
+    if slice_mm is not None:
+        points_mm = np.concatenate([points_mm, np.full((*points_mm.shape[:-1], 1), slice_mm)], axis=-1)
+    index = TEMPLATE.index_at(points_mm)
+    index[..., 2] = np.maximum(index[..., 2], 0.0)  # below the template the neck goes on
+    fractions = np.stack([sample(channel, index, outside=0.0) for channel in template.fractions])
+    return fractions.astype(np.float32) / np.float32(255), sample(template.regions, index, order=0, outside=0.0)
+
+
+def _tissue(fractions: np.ndarray) -> np.ndarray:
+    """The commonest tissue of every voxel, uint8, as in `TISSUE_NAMES`; both kinds of white matter are one."""
+    csf, grey, white, deep, *others = fractions
+    air = 1.0 - fractions.sum(axis=0)
+    return np.stack([air, csf, grey, white + deep, *others]).argmax(axis=0).astype(np.uint8)
+
+
+def _scan(fractions: np.ndarray, settings: BrainPhantom, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The images: partial volumes mixed, tissue grain, coil profile, noise."""
+    shape, spacing_mm = fractions.shape[1:], settings.spacing_mm
+    tissues = [varied(POPULATIONS[settings.population].tissues[name], _RELAXATION_SPREAD, rng) for name in CHANNELS]
+    images = {}
+    for name, sequence in SEQUENCES.items():
+        signals = _UNIT * np.array([sequence.signal(tissue) for tissue in tissues], dtype=np.float32)
+        grain = random_field(shape, spacing_mm=spacing_mm, sigma_mm=_GRAIN_MM, channels=1, rng=rng)[..., 0]
+        coil = bias_field(shape, spacing_mm=spacing_mm, sigma_mm=_COIL_MM, fraction=settings.bias, rng=rng)
+        clean = np.einsum("c,c...->...", signals, fractions) * (1.0 + _GRAIN * grain) * coil
+        images[name] = rician(clean, settings.noise * float(signals[:4].max()), rng)
+    return images

@@ -1,0 +1,170 @@
+"""The steps of the workflow as commands, one a rule: everything they need stands on their command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)
+
+
+@click.group("stage")
+def stage() -> None:
+    """One step of the workflow, as its rules call it."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+
+
+class Json(click.ParamType):
+    """A JSON value on the command line."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse, or say what is wrong."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
+
+@stage.command("cases")
+@click.option("--settings", type=Json(), required=True, help="the dataset's settings, `reader` among them")
+@click.option("--seed", type=int, default=0)
+@click.option("--volumes", type=PATH, required=True, help="folder for volumes that the dataset makes")
+@click.option("--cases", type=PATH, required=True, help="table of cases to write")
+@click.option("--excluded", type=PATH, required=True, help="table of what was left out to write")
+def cases_stage(settings: dict[str, Any], seed: int, volumes: Path, cases: Path, excluded: Path) -> None:
+    """List the cases of a dataset; phantoms are made here."""
+    from pipeline.cases import write_cases
+    from pipeline.datasets.registry import create_dataset
+    from pipeline.errors import ConcordError
+    from pipeline.methods import Run
+    from pipeline.prepare import Exclusion, write_exclusions
+
+    reader = settings.pop("reader")
+    volumes.mkdir(parents=True, exist_ok=True)
+    found, dropped = create_dataset(reader, settings).cases(volumes, Run(seed=seed))
+    if not found:
+        reasons = "; ".join(f"{subject}: {reason}" for subject, reason in dropped[:3])
+        raise ConcordError(f"dataset {reader} with {settings}: no case found{' (' + reasons + ')' if reasons else ''}")
+    write_exclusions((Exclusion(subject, "dataset", reason) for subject, reason in dropped), excluded)
+    write_cases(found, cases)
+
+
+@stage.command("prepare")
+@click.option("--settings", type=Json(), required=True)
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--volumes", type=PATH, required=True, help="folder for the prepared volumes")
+@click.option("--prepared", type=PATH, required=True, help="table of prepared cases to write")
+@click.option("--excluded", type=PATH, required=True)
+def prepare_stage(settings: dict[str, Any], cases: Path, volumes: Path, prepared: Path, excluded: Path) -> None:
+    """Prepare the volumes of a study: the same for all its methods."""
+    from pipeline.cases import read_cases, write_cases
+    from pipeline.prepare import PrepareSettings, prepare_cases, write_exclusions
+
+    volumes.mkdir(parents=True, exist_ok=True)
+    ready, dropped = prepare_cases(read_cases(cases), PrepareSettings(**settings), volumes)
+    write_exclusions(dropped, excluded)
+    write_cases(ready, prepared)
+    logging.info("%d cases prepared, %d left out", len(ready), len(dropped))
+
+
+@stage.command("register")
+@click.option("--settings", type=Json(), required=True, help="the method's settings, `use` among them")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--split", default="test", show_default=True, help="cases of this split")
+@click.option("--batch", type=int, default=0)
+@click.option("--batches", type=int, default=1)
+@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=int, default=1)
+@click.option("--manifest", type=PATH, required=True, help="table of results to write; transforms go beside it")
+def register_stage(settings: dict[str, Any], cases: Path, split: str, batch: int, batches: int, seed: int, threads: int, manifest: Path) -> None:
+    """Register one batch of a study's cases with one method."""
+    from pipeline.cases import read_cases
+    from pipeline.methods import Run
+    from pipeline.registration import register_batch, share_of, write_manifest
+
+    mine = share_of([case for case in read_cases(cases) if case.split == split], batch, batches)
+    write_manifest(register_batch(mine, settings, Run(threads=threads, seed=seed), manifest.parent), manifest)
+
+
+@stage.command("score")
+@click.argument("manifests", type=EXISTING, nargs=-1, required=True)
+@click.option("--study", required=True)
+@click.option("--method", required=True)
+@click.option("--measures", type=Json(), required=True)
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--split", default="test", show_default=True)
+@click.option("--scores", type=PATH, required=True)
+@click.option("--excluded", type=PATH, required=True)
+def score_stage(
+    manifests: tuple[Path, ...], study: str, method: str, measures: list[str], cases: Path, split: str, scores: Path, excluded: Path
+) -> None:
+    """Score one method's transforms."""
+    from pipeline.cases import read_cases
+    from pipeline.files import write_text
+    from pipeline.prepare import write_exclusions
+    from pipeline.registration import read_manifests
+    from pipeline.scoring import score_cases
+
+    wanted = [case for case in read_cases(cases) if case.split == split]
+    table, failed = score_cases(wanted, read_manifests(manifests), study=study, method=method, measures=measures)
+    write_exclusions(failed, excluded)
+    write_text(scores, table.to_csv(index=False))
+
+
+@stage.command("gather")
+@click.argument("tables", type=EXISTING, nargs=-1, required=True)
+@click.option("--out", type=PATH, required=True)
+def gather_stage(tables: tuple[Path, ...], out: Path) -> None:
+    """Put tables of the same columns one below the other."""
+    import pandas as pd
+
+    from pipeline.files import write_text
+
+    write_text(out, pd.concat([pd.read_csv(table, dtype=str, keep_default_na=False) for table in tables]).to_csv(index=False))
+
+
+@stage.command("compare")
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--settings", type=Json(), required=True, help="the study's `comparison`")
+@click.option("--seed", type=int, default=0)
+@click.option("--out", type=PATH, required=True, help="stem of the tables to write")
+def compare_stage(scores: Path, settings: dict[str, Any], seed: int, out: Path) -> None:
+    """Test the methods of a study against its reference."""
+    import pandas as pd
+
+    from pipeline.scoring import MEASURES, read_scores
+    from pipeline.statistics import compare
+    from pipeline.tables import write_comparisons
+
+    table = read_scores(scores)
+    found = [
+        compare(
+            table,
+            metric=measure,
+            reference=settings["reference"],
+            higher_is_better=MEASURES[measure].better == "higher",
+            tests=tuple(settings["tests"]),
+            seed=seed,
+        )
+        for measure in settings["measures"]
+    ]
+    write_comparisons(pd.concat(found, ignore_index=True), out)
+
+
+@stage.command("failures")
+@click.argument("tables", type=EXISTING, nargs=-1, required=True)
+@click.option("--title", required=True)
+@click.option("--out", type=PATH, required=True, help="stem of the tables to write")
+def failures_stage(tables: tuple[Path, ...], title: str, out: Path) -> None:
+    """List what was left out of a study, and why."""
+    from pipeline.prepare import read_exclusions
+    from pipeline.tables import write_failures
+
+    write_failures([row for table in tables for row in read_exclusions(table)], title=title, stem=out)

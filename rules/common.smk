@@ -1,0 +1,46 @@
+"""File names of every stage, and the settings that a job gets on its command line."""
+
+import json
+
+OUT = f"results/{settings.scale}"
+STUDY = f"{OUT}/{{study}}"
+
+
+def names(items):
+    """A wildcard's constraint: exactly these names."""
+    return "|".join(items) or "none"
+
+
+wildcard_constraints:
+    dataset=names(settings.datasets),
+    study=names(settings.studies),
+    method=names(settings.methods),
+    batch=r"\d+",
+
+
+def as_json(model):
+    """Settings as one line of JSON, for a command line."""
+    return json.dumps(model if isinstance(model, dict) else model.model_dump(mode="json"))
+
+
+def study_of(wildcards):
+    """The settings of the job's study."""
+    return settings.studies[wildcards.study]
+
+
+def results_of(study, kind, files):
+    """Files of one kind (tables, figures, …) of a study."""
+    return [f"{OUT}/{study}/{kind}/{file}" for file in files]
+
+
+def all_results():
+    """Everything that the main job makes."""
+    wanted = []
+    for name, study in settings.studies.items():
+        tables = [f"{table}.{ending}" for table in study.tables for ending in ("csv", "md", "tex", "html")]
+        wanted += results_of(name, "tables", tables)
+        wanted += results_of(name, "figures", [f"{figure}.png" for figure in study.figures])
+        wanted += results_of(name, "pictures", study.pictures.methods)
+        wanted += [f"{OUT}/{name}/left_out.html"]
+        wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
+    return wanted

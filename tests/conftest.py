@@ -1,0 +1,24 @@
+"""Fixtures that several tests share: a generator, and where the real volumes are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = Path(os.environ.get("CONCORD_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real volumes at {folder} (set CONCORD_TEST_DATA)")
+    return folder.resolve()
