@@ -41,7 +41,7 @@ def brain_picture(path: Path) -> None:
 
 def draw_subject(row: np.ndarray, subject: BrainSubject) -> None:
     """One panel a column of `COLUMNS`."""
-    x, y, z = subject.geometry.index_at(subject.template_map.from_template(CUT_MM[None]))[0].round().astype(int)
+    _, y, z = subject.geometry.index_at(subject.template_map.from_template(CUT_MM[None]))[0].round().astype(int)
     for panel, (name, view) in zip(row, COLUMNS, strict=True):
         array = subject.regions if name == "regions" else subject.images[name]
         cut = array[z] if view == "axial" else array[::-1, y]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import ConcordError
+from pipeline.errors import ConcordError, choices
 from pipeline.methods import METHODS, create_method, explain
 from pipeline.prepare import PrepareSettings
 from pipeline.tables import TableSettings
@@ -181,10 +180,8 @@ def _check_references(config: Config) -> None:
 def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None:
     for name in names:
         if name not in valid:
-            near = difflib.get_close_matches(name, list(valid), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             extra = f" (add it under `methods` first: {name}: {{}})" if name in more else ""
-            raise ConcordError(f"config.yaml.{key}: no {name!r}{hint}{extra} Valid: {', '.join(map(str, valid))}")
+            raise ConcordError(f"config.yaml.{key}: no {name!r}{extra}{choices(name, valid)}")
 
 
 def json_schema() -> dict[str, Any]:

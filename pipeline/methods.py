@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import ConcordError
+from pipeline.errors import ConcordError, choices
 from pipeline.transforms import Linear, Transform, compose
 from pipeline.volumes import Geometry, Volume
 
@@ -75,9 +74,7 @@ def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Metho
     settings = dict(settings or {})
     use = settings.pop("use", name)
     if use not in METHODS:
-        near = difflib.get_close_matches(use, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConcordError(f"methods.{name}: no method {use!r}{hint} Valid: {', '.join(METHODS)}")
+        raise ConcordError(f"methods.{name}: no method {use!r}{choices(use, METHODS)}")
     chosen = method_class(use)
     try:
         return chosen(**{**METHODS[use][1], **settings})
@@ -96,9 +93,7 @@ def explain(error: ValidationError, where: str, keys: list[str] | None = None) -
     first = error.errors()[0]
     key = ".".join([where, *(str(part) for part in first["loc"])])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), keys or [], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{key}: unknown key{hint} Valid keys: {', '.join(keys or [])}"
+        return f"{key}: unknown key{choices(first['loc'][-1], keys or [])}"
     if first["type"] == "missing":
         return f"{key}: missing; this key is required"
     return f"{key}: {first['input']!r} is not valid; {first['msg'][0].lower() + first['msg'][1:]}"

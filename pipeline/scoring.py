@@ -109,6 +109,12 @@ def _surface(name: str) -> Callable[[Scored], dict[int, float]]:
     return compute
 
 
+def _surface_learn2reg(scored: Scored) -> dict[int, float]:
+    from metrics.accuracy import surface
+
+    return surface.hd95_learn2reg_vx(scored.fixed_labels.array, scored.warped_labels)
+
+
 def _surfaces(scored: Scored) -> dict[int, object]:
     from metrics.accuracy import surface
 
@@ -176,7 +182,7 @@ MEASURES: dict[str, Measure] = {
     "jaccard": Measure("", "higher", _overlap("jaccard"), LABELS),
     "hd95_mm": Measure("mm", "lower", _surface("hd95_mm"), LABELS),
     "surface_distance_mm": Measure("mm", "lower", _surface("mean_mm"), LABELS),
-    "hd95_learn2reg_vx": Measure("voxel", "lower", _surface("hd95_learn2reg_vx"), LABELS),
+    "hd95_learn2reg_vx": Measure("voxel", "lower", _surface_learn2reg, LABELS),
     "displacement_error_mm": Measure("mm", "lower", _displacement_error, ("true_transform",)),
     "tre_mm": Measure("mm", "lower", _landmark_error, ("fixed_landmarks", "moving_landmarks")),
     "folding": Measure("", "lower", _folding("folding_fraction")),

@@ -37,7 +37,9 @@ def varied(tissue: Tissue, fraction: float, rng: np.random.Generator) -> Tissue:
     return Tissue(float(tissue.pd * pd), float(tissue.t1_ms * t1), float(tissue.t2_ms * t2))
 
 
-def bias_field(shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, fraction: float, rng: np.random.Generator) -> np.ndarray:
+def bias_field(
+    shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
     """A smooth multiplicative coil profile `([z,] y, x)`, float32, from `1 - fraction / 2` to `1 + fraction / 2` over the grid.
 
     The same measure of non-uniformity as in BrainWeb (its 40 % runs from 0.8 to 1.2). A random field of scale `sigma_mm`.

@@ -54,7 +54,9 @@ def shells(brain: np.ndarray, axes: Axes, head: HeadModel) -> dict[str, np.ndarr
     relief = random_field(cavity.shape, spacing_mm=_COARSE, sigma_mm=20.0, channels=2, rng=np.random.default_rng(153))
     skull = cavity * (1.0 + _RELIEF * relief[..., 0])
     skull_mm = 2 * head.table_mm + head.diploe_mm
-    surface = _smooth_minimum([cavity * (1.0 + _RELIEF * relief[..., 1]) - skull_mm - head.scalp_mm, *(_ball_distance(ball, coarse) for ball in _FACE)])
+    surface = _smooth_minimum(
+        [cavity * (1.0 + _RELIEF * relief[..., 1]) - skull_mm - head.scalp_mm, *(_ball_distance(ball, coarse) for ball in _FACE)]
+    )
     parts = {name: _fine(part) for name, part in _face(surface, coarse).items()}
     surface, cavity = _fine(surface), _fine(skull)
     _paint(parts, "fat", _inside(surface) * _inside(-surface - 0.7 * head.scalp_mm))

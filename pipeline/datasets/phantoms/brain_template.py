@@ -69,15 +69,24 @@ def ventricle_pull(geometry: Geometry, slice_mm: float | None = None) -> np.ndar
 def _template(head: HeadModel) -> Template:
     """Fractions and regions at 1 mm, borders sharp."""
     axes = _mni_axes(TEMPLATE)
-    raw_grey, raw_white = _mni_maps()
-    grey, white = _crisp(raw_grey, raw_white, axes)
-    around = shells(raw_grey + raw_white > 0.5, axes, head)
-    cavity = around.pop("fluid")
-    deep = white * _early_myelin(axes)
-    covered = np.clip(grey + white, 0.0, 1.0)
-    parts = [(1.0 - covered) * cavity, grey, white - deep, deep, *(part * (1.0 - covered) for part in around.values())]
-    tissue = np.where(covered > 0.5, np.where(grey > white, GREY, WHITE), np.where(cavity > 0.5, CSF, 0)).astype(np.uint8)
-    return Template(np.stack([np.round(255 * part).astype(np.uint8) for part in parts]), label_regions(tissue, *axes))
+    grey, white = (part.astype(np.float32) / np.float32(255) for part in _brain())
+    around = shells(grey + white > 0.5, axes, head)
+    uncovered = np.clip(1.0 - grey - white, 0.0, 1.0)
+    fluid, deep = around.pop("fluid"), white * _early_myelin(axes)
+    tissue = np.where(uncovered < 0.5, np.where(grey > white, GREY, WHITE), np.where(fluid > 0.5, CSF, 0)).astype(np.uint8)
+    parts = [_bytes(uncovered * fluid), _bytes(grey), _bytes(white - deep), _bytes(deep), *(_bytes(uncovered * part) for part in around.values())]
+    return Template(np.stack(parts), label_regions(tissue, *axes))
+
+
+@lru_cache(maxsize=1)
+def _brain() -> tuple[np.ndarray, np.ndarray]:
+    """Fractions of grey and white matter on `TEMPLATE`, shares of 255, the same for all populations."""
+    grey, white = _crisp(*_mni_maps(), _mni_axes(TEMPLATE))
+    return _bytes(grey), _bytes(white)
+
+
+def _bytes(fraction: np.ndarray) -> np.ndarray:
+    return np.round(fraction * 255).astype(np.uint8)
 
 
 def _early_myelin(axes: Axes) -> np.ndarray:

@@ -92,7 +92,7 @@ def make_subject(settings: CardiacPhantom, seed: int, group: str) -> CardiacSubj
         own = Texture.drawn(rng, points.shape[:3], settings.spacing_mm)
         scene = Scene(heart, points + pull, texture.moved(pull, settings.spacing_mm), own, settings.spacing_mm)
         labels[phase] = scene.rays.labels(scene.radius)
-        images[phase] = _acquired(paint(scene, chest, systole=phase == "ES"), scene, chest, settings, rng)
+        images[phase] = _acquired(paint(scene, chest, systole=phase == "ES"), points, chest, settings, rng)
     displacement = {("ED", "ES"): _in_space(to_es), ("ES", "ED"): _in_space(to_ed)}
     return CardiacSubject(settings.geometry, group, images, labels, displacement)
 
@@ -286,10 +286,10 @@ def _paint_left_cavity(scene: Scene, chest: Chest, systole: bool) -> None:
         scene.fill(np.where(present > 0, depth, -9), muscle)
 
 
-def _acquired(signal: np.ndarray, scene: Scene, chest: Chest, settings: CardiacPhantom, rng: np.random.Generator) -> np.ndarray:
+def _acquired(signal: np.ndarray, points_mm: np.ndarray, chest: Chest, settings: CardiacPhantom, rng: np.random.Generator) -> np.ndarray:
     """The signal through the point spread function, coil sensitivity and noise, clipped to 0..1000, float32."""
     magnitude = np.abs(ndimage.gaussian_filter(signal, (0, 0.35, 0.35)))
-    nearer = scene.x * np.cos(chest.direction) + scene.y * np.sin(chest.direction)
+    nearer = points_mm @ (np.cos(chest.direction), np.sin(chest.direction))
     coil = np.exp(np.clip(settings.bias * nearer / 200, -1.5, 0.4))
     noisy = rician(magnitude * coil, settings.noise, rng)
     # the scanner interpolates: noise is correlated between neighbouring pixels

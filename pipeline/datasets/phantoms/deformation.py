@@ -31,7 +31,9 @@ def random_velocity(
     return (field * (amplitude_mm / np.sqrt(dimension) / np.broadcast_to(spacing_mm, dimension))).astype(np.float32)
 
 
-def random_field(shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, channels: int, rng: np.random.Generator) -> np.ndarray:
+def random_field(
+    shape: Sequence[int], *, spacing_mm: float | Sequence[float], sigma_mm: float, channels: int, rng: np.random.Generator
+) -> np.ndarray:
     """Smooth random fields `([z,] y, x, channel)`, float32, of mean 0 and variance 1 at every voxel (over all seeds).
 
     White noise on a lattice of knots `sigma_mm` apart, smoothed by a Gaussian of standard deviation `sigma_mm`. `shape` is

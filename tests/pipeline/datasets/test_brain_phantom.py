@@ -21,7 +21,17 @@ from pipeline.datasets.phantoms.brain import (
     make_subject,
     true_displacement_mm,
 )
-from pipeline.datasets.phantoms.deformation import TemplateMap, compose, exponential, identity_index, random_field, random_velocity, sample, taper, warp
+from pipeline.datasets.phantoms.deformation import (
+    TemplateMap,
+    compose,
+    exponential,
+    identity_index,
+    random_field,
+    random_velocity,
+    sample,
+    taper,
+    warp,
+)
 from pipeline.errors import ConcordError
 from pipeline.volumes import Geometry
 
@@ -63,7 +73,9 @@ class TestDeformation:
         np.testing.assert_allclose(flow[near], expected[near], atol=0.02)
 
     def test_flow_agrees_with_euler_steps_of_the_same_velocity(self):
-        velocity = random_velocity((20, 24, 28), spacing_mm=2.0, sigma_mm=8.0, amplitude_mm=4.0, rng=np.random.default_rng(5)) * taper((20, 24, 28), 5)
+        velocity = random_velocity((20, 24, 28), spacing_mm=2.0, sigma_mm=8.0, amplitude_mm=4.0, rng=np.random.default_rng(5)) * taper(
+            (20, 24, 28), 5
+        )
         points = identity_index(velocity.shape[:-1]).astype(float)
         for _ in range(400):
             points = points + sample(velocity, points) / 400
@@ -166,7 +178,9 @@ class TestSubjects:
 
     def test_left_is_at_higher_x_the_face_at_lower_y_and_up_at_higher_z(self):
         points = subject(1).geometry.grid_points()
-        where = {name: points[subject(1).regions == label].mean(axis=0) for label, name in REGION_NAMES.items() if (subject(1).regions == label).any()}
+        where = {
+            name: points[subject(1).regions == label].mean(axis=0) for label, name in REGION_NAMES.items() if (subject(1).regions == label).any()
+        }
         assert where["left thalamus"][0] > where["right thalamus"][0] + 10
         assert where["left frontal pole"][1] < where["left cuneus"][1] - 80
         assert where["right paracentral"][2] > where["brainstem"][2] + 60
@@ -253,4 +267,8 @@ class TestTruth:
         truth = true_displacement_mm(fixed, moving)
         assert truth.shape == (*fixed.geometry.shape, 2) == (112, 96, 2)
         labels = [label for label in np.unique(fixed.regions) if label and (fixed.regions == label).sum() > 20]
-        assert mean_dice(fixed.regions, warped(moving.regions, truth, fixed.geometry), labels) > 0.8 > 0.25 + mean_dice(fixed.regions, moving.regions, labels)
+        assert (
+            mean_dice(fixed.regions, warped(moving.regions, truth, fixed.geometry), labels)
+            > 0.8
+            > 0.25 + mean_dice(fixed.regions, moving.regions, labels)
+        )

@@ -1,0 +1,116 @@
+"""Preparation: slices, sizes and intensities, and what is left out by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from examples import oblique_geometry
+
+from pipeline.cases import Case
+from pipeline.prepare import Exclusion, PrepareSettings, prepare_cases, read_exclusions, write_exclusions
+from pipeline.resampling import warp
+from pipeline.transforms import Field, read_transform, write_transform
+from pipeline.volumes import Geometry, Volume, read_volume, write_volume
+
+
+def stack_case(folder: Path, name: str = "p1", **changes) -> Case:
+    """A stack of 4 slices: slices 1 and 2 hold labels 1, 2, 3 in both images, slice 3 lacks 2 in the moving one."""
+    geometry = changes.pop("geometry", Geometry.regular((12, 10, 4), (1.5, 1.5, 8.0)))
+    rng = np.random.default_rng(0)
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[1:, 2, 2], labels[1:, 3, 3], labels[1:, 4, 4] = 1, 2, 3
+    moving_labels = labels.copy()
+    moving_labels[3][moving_labels[3] == 2] = 0
+    arrays = {"fixed": rng.uniform(5, 9, geometry.shape), "moving": rng.uniform(0, 700, geometry.shape), "fixed_labels": labels, "moving_labels": moving_labels}
+    files = {}
+    for part, array in (arrays | changes).items():
+        files[part] = folder / f"{name}-{part}.mha"
+        write_volume(Volume(array, geometry), files[part])
+    return Case(case=name, subject=name, **files)
+
+
+SLICES = PrepareSettings(slices="labelled", size=(24, 20), interpolation="cubic", intensity="min-max")
+
+
+def test_labelled_slices_become_cases_and_the_others_are_named(tmp_path):
+    ready, dropped = prepare_cases([stack_case(tmp_path)], SLICES, tmp_path / "out")
+    assert [case.case for case in ready] == ["p1_z01", "p1_z02"]
+    assert [(row.case, row.stage) for row in dropped] == [("p1_z00", "prepare"), ("p1_z03", "prepare")]
+    assert "moving_labels lacks [2]" in dropped[1].reason
+    fixed, labels = read_volume(ready[0].fixed), read_volume(ready[0].fixed_labels)
+    assert fixed.geometry.size == labels.geometry.size == (24, 20)
+    np.testing.assert_allclose(fixed.geometry.spacing_mm, (0.75, 0.75))
+    assert set(np.unique(labels.array)) == {0, 1, 2, 3}
+    assert fixed.array.min() == 0
+    assert fixed.array.max() == 1
+
+
+def test_slicing_takes_the_right_slice(tmp_path):
+    case = stack_case(tmp_path)
+    ready, _ = prepare_cases([case], PrepareSettings(slices="labelled"), tmp_path / "out")
+    np.testing.assert_allclose(read_volume(ready[1].moving).array, read_volume(case.moving).array[2])
+
+
+def test_a_volume_used_by_two_cases_is_written_once(tmp_path):
+    case = stack_case(tmp_path)
+    twin = case.model_copy(update={"case": "p2", "fixed": case.moving, "moving": case.fixed})
+    ready, _ = prepare_cases([case, twin], PrepareSettings(intensity="min-max"), tmp_path / "out")
+    assert ready[0].fixed == ready[1].moving
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_nothing_asked_means_nothing_copied(tmp_path):
+    case = stack_case(tmp_path)
+    ready, _ = prepare_cases([case], PrepareSettings(), tmp_path / "out")
+    assert ready == [case]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_case_is_left_out_alone(tmp_path):
+    flat = stack_case(tmp_path, "flat", fixed=np.ones((4, 10, 12)))
+    gone = stack_case(tmp_path, "gone")
+    gone.moving.unlink()
+    shifted = stack_case(tmp_path, "shifted")
+    write_volume(Volume(np.ones((4, 10, 11), np.uint8), Geometry.regular((11, 10, 4))), shifted.moving_labels)
+    unlabelled = stack_case(tmp_path, "unlabelled").model_copy(update={"fixed_labels": None})
+    ready, dropped = prepare_cases([flat, gone, shifted, unlabelled, stack_case(tmp_path, "good")], SLICES, tmp_path / "out")
+    assert {case.subject for case in ready} == {"good"}
+    reasons = {row.case: row.reason for row in dropped}
+    assert "constant" in reasons["flat"]
+    assert "gone-moving.mha: no such file" in reasons["gone"]
+    assert "grid" in reasons["shifted"]
+    assert "no fixed_labels" in reasons["unlabelled"]
+
+
+@pytest.mark.parametrize("geometry", [Geometry.regular((12, 10, 4), (1.5, 1.5, 8.0)), oblique_geometry(3).cropped((0, 0, 0), (12, 10, 4))])
+def test_the_true_transform_follows_into_the_slice(geometry, tmp_path):
+    """A shift by whole voxels in the plane, known in 3-D, pulls the moving slice onto the fixed one in 2-D."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(size=geometry.shape)
+    moving = np.roll(fixed, (1, 2), axis=(1, 2))  # fixed voxel (x, y) stands at (x + 2, y + 1)
+    field = np.broadcast_to(geometry.index_to_physical @ [2.0, 1.0, 0.0], (*geometry.shape, 3))
+    case = stack_case(tmp_path, geometry=geometry, fixed=fixed, moving=moving)
+    write_transform(Field(np.array(field), geometry), tmp_path / "true.h5")
+    case = case.model_copy(update={"true_transform": tmp_path / "true.h5"})
+    ready, _ = prepare_cases([case], PrepareSettings(slices="labelled"), tmp_path / "out")
+    image = read_volume(ready[0].fixed)
+    warped = warp(read_volume(ready[0].moving), read_transform(ready[0].true_transform), image.geometry)
+    np.testing.assert_allclose(warped.array[:-1, :-2], image.array[:-1, :-2], atol=1e-5)
+
+
+def test_resampling_to_a_voxel_size_does_not_alias(tmp_path):
+    geometry = Geometry.regular((64, 64, 8), 1.0)
+    stripes = np.broadcast_to(np.indices(geometry.shape)[2] % 2, geometry.shape).astype(float)
+    case = stack_case(tmp_path, geometry=geometry, fixed=stripes)
+    ready, _ = prepare_cases([case], PrepareSettings(spacing_mm=3.0), tmp_path / "out")
+    coarse = read_volume(ready[0].fixed)
+    assert coarse.geometry.size == (21, 21, 3)
+    assert np.ptp(coarse.array[:, :, 3:-3]) < 0.2
+
+
+def test_exclusions_survive_commas_quotes_and_newlines(tmp_path):
+    rows = [Exclusion("a", "prepare", 'a "bad", thing'), Exclusion("b", "mi", "über")]
+    write_exclusions(rows, tmp_path / "x.csv")
+    assert read_exclusions(tmp_path / "x.csv") == rows
