@@ -12,11 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import ConcordError, choices
 from pipeline.methods import METHODS, create_method, explain
 from pipeline.prepare import PrepareSettings
-from pipeline.tables import TableSettings
+from pipeline.table_settings import TableSettings, TestName
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
-Test = Literal["paired-t", "one-sided-t", "wilcoxon", "sample-paired-t", "sample-one-sided-t", "mixed-model"]
 
 
 class _Settings(BaseModel):
@@ -28,7 +27,7 @@ class ComparisonSettings(_Settings):
 
     reference: str = Field(description="method that the others are compared with")
     measures: tuple[str, ...] = Field(description="measures to test")
-    tests: tuple[Test, ...] = Field(
+    tests: tuple[TestName, ...] = Field(
         ("paired-t", "one-sided-t", "wilcoxon", "sample-one-sided-t"), description="tests to run, each Holm-corrected over its table"
     )
 
@@ -92,7 +91,7 @@ class Config(_Settings):
 
         given = dict(self.datasets[name])
         reader = given.pop("reader")
-        return {"reader": reader, **create_dataset(reader, given).model_dump(mode="json")}
+        return {"reader": reader, **create_dataset(reader, given, where=f"config.yaml.datasets.{name}").model_dump(mode="json")}
 
 
 def load_config(path: Path | str, *, scale: str | None = None) -> Config:
@@ -168,13 +167,17 @@ def _check_references(config: Config) -> None:
         if study.comparison:
             _known(f"{where}.comparison.reference", (study.comparison.reference,), study.methods)
             _known(f"{where}.comparison.measures", study.comparison.measures, study.measures)
+        for table_name, table in study.tables.items():
+            _known(f"{where}.tables.{table_name}.columns", tuple(column.metric for column in table.all_columns), study.measures)
         for figure_name, figure in study.figures.items():
             _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
             _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
         if "reader" not in config.datasets[study.dataset]:
-            raise ConcordError(f"datasets.{study.dataset}.reader: missing; this key is required")
-        config.dataset(study.dataset)
+            raise ConcordError(f"config.yaml.datasets.{study.dataset}.reader: missing; this key is required")
+        for key, value in config.dataset(study.dataset).items():
+            if key in ("root", "file") and not Path(value).expanduser().exists():
+                raise ConcordError(f"config.yaml.datasets.{study.dataset}.{key}: {value!r} is not there; expected the data's own path")
 
 
 def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None:

@@ -51,7 +51,11 @@ def to_elastix(transform: Transform, geometry: Geometry, folder: Path | str) -> 
     written: list[Path] = []
     for number, part in enumerate(transform.parts if isinstance(transform, Composite) else (transform,)):
         path = folder / f"TransformParameters.{number}.txt"
-        values = {**_to_map(part, path), **_resampling_map(geometry), "InitialTransformParameterFileName": [str(written[-1]) if written else "NoInitialTransform"]}
+        values = {
+            **_to_map(part, path),
+            **_resampling_map(geometry),
+            "InitialTransformParameterFileName": [str(written[-1]) if written else "NoInitialTransform"],
+        }
         write_text(path, "".join(f"({key} {' '.join(map(_quoted, entries))})\n" for key, entries in values.items()))
         written.append(path)
     return tuple(written)
@@ -134,7 +138,9 @@ def from_simpleitk(transform: Any) -> Transform:
     if name == "BSplineTransform":
         if transform.GetOrder() != 3:
             raise ConcordError(f"SimpleITK B-spline of order {transform.GetOrder()}; expected 3")
-        grid = Geometry(tuple(int(n) for n in fixed[:d]), tuple(fixed[2 * d : 3 * d].tolist()), tuple(fixed[d : 2 * d].tolist()), _rows(fixed[3 * d :], d))
+        grid = Geometry(
+            tuple(int(n) for n in fixed[:d]), tuple(fixed[2 * d : 3 * d].tolist()), tuple(fixed[d : 2 * d].tolist()), _rows(fixed[3 * d :], d)
+        )
         return BSpline(np.array(transform.GetParameters()).reshape(d, *grid.shape), grid)
     return linear_from_parameters(name, np.array(transform.GetParameters()), fixed, where="SimpleITK transform")
 
@@ -161,7 +167,7 @@ def _read_map(path: Path) -> dict[str, list[str]]:
     lines = re.findall(r"^\s*\((\w+)[ \t]*((?:\"[^\"]*\"|[^()\"])*)\)", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     values = {key: [quoted or bare for quoted, bare in re.findall(r"\"([^\"]*)\"|([^\s\"]+)", rest)] for key, rest in lines}
     if "Transform" not in values:
-        raise ConcordError(f"{path}: no (Transform \"…\") line; expected an elastix transform parameter file")
+        raise ConcordError(f'{path}: no (Transform "…") line; expected an elastix transform parameter file')
     return values
 
 
@@ -174,7 +180,11 @@ def _from_map(values: ParameterMap, where: str) -> Transform:
         return _field_from_map(values, where)
     if name in ("BSplineTransform", "RecursiveBSplineTransform"):
         return _bspline_from_map(values, d, where)
-    fixed = np.append(_numbers(values, "CenterOfRotationPoint", where), values.get("ComputeZYX", ["false"])[0] == "true") if "CenterOfRotationPoint" in values else np.zeros(0)
+    fixed = (
+        np.append(_numbers(values, "CenterOfRotationPoint", where), values.get("ComputeZYX", ["false"])[0] == "true")
+        if "CenterOfRotationPoint" in values
+        else np.zeros(0)
+    )
     return linear_from_parameters(name, _numbers(values, "TransformParameters", where), fixed, where=where)
 
 
@@ -219,7 +229,10 @@ def _to_map(part: Transform, path: Path) -> dict[str, Sequence[Any]]:
     if isinstance(part, Field):
         image = path.with_suffix(".mha")
         write_vector_field(part.field_mm, part.geometry, image)
-        return _named("DeformationFieldTransform", np.zeros(0)) | {"DeformationFieldFileName": [str(image)], "DeformationFieldInterpolationOrder": [1]}
+        return _named("DeformationFieldTransform", np.zeros(0)) | {
+            "DeformationFieldFileName": [str(image)],
+            "DeformationFieldInterpolationOrder": [1],
+        }
     if not isinstance(part, Linear):
         raise ConcordError(f"{type(part).__name__} has no elastix counterpart; expected linear, B-spline, field or a composition of them")
     return _linear_to_map(part)
@@ -232,7 +245,12 @@ def _linear_to_map(part: Linear) -> dict[str, Sequence[Any]]:
 
 
 def _named(name: str, parameters: np.ndarray) -> dict[str, Sequence[Any]]:
-    return {"Transform": [name], "NumberOfParameters": [len(parameters)], "TransformParameters": parameters.tolist(), "HowToCombineTransforms": ["Compose"]}
+    return {
+        "Transform": [name],
+        "NumberOfParameters": [len(parameters)],
+        "TransformParameters": parameters.tolist(),
+        "HowToCombineTransforms": ["Compose"],
+    }
 
 
 def _resampling_map(geometry: Geometry) -> dict[str, Sequence[Any]]:

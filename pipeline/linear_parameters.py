@@ -7,7 +7,13 @@ import numpy as np
 from pipeline.errors import ConcordError
 from pipeline.transforms import Linear, LinearKind
 
-_KINDS: dict[str, LinearKind] = {"Translation": "translation", "Euler": "rigid", "VersorRigid": "rigid", "Similarity": "similarity", "Affine": "affine"}
+_KINDS: dict[str, LinearKind] = {
+    "Translation": "translation",
+    "Euler": "rigid",
+    "VersorRigid": "rigid",
+    "Similarity": "similarity",
+    "Affine": "affine",
+}
 _LENGTHS = {"Translation": (2, 3), "Euler": (3, 6), "VersorRigid": (6,), "Similarity": (4, 7), "Affine": (6, 12)}
 
 

@@ -158,11 +158,31 @@ def compare_stage(scores: Path, settings: dict[str, Any], seed: int, out: Path) 
     write_comparisons(pd.concat(found, ignore_index=True), out)
 
 
-@stage.command("failures")
+@stage.command("table")
+@click.option("--settings", type=Json(), required=True)
+@click.option("--study", required=True)
+@click.option("--dataset", required=True)
+@click.option("--scale", required=True)
+@click.option("--methods", type=Json(), required=True, help="methods of the study")
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--comparisons", type=EXISTING, help="tests of the study, where it has any")
+@click.option("--out", type=PATH, required=True, help="stem of the tables to write")
+def table_stage(settings: dict[str, Any], methods: list[str], scores: Path, comparisons: Path | None, out: Path, **context: str) -> None:
+    """Write a table of a study as CSV, Markdown, LaTeX and HTML."""
+    import pandas as pd
+
+    from pipeline.scoring import read_scores
+    from pipeline.tables import TableContext, TableSettings, build_table, write_table
+
+    tests = None if comparisons is None else pd.read_csv(comparisons, dtype={"note": str})
+    write_table(build_table(TableSettings(**settings), read_scores(scores), tests, TableContext(**context, methods=tuple(methods))), out)
+
+
+@stage.command("left-out")
 @click.argument("tables", type=EXISTING, nargs=-1, required=True)
 @click.option("--title", required=True)
 @click.option("--out", type=PATH, required=True, help="stem of the tables to write")
-def failures_stage(tables: tuple[Path, ...], title: str, out: Path) -> None:
+def left_out_stage(tables: tuple[Path, ...], title: str, out: Path) -> None:
     """List what was left out of a study, and why."""
     from pipeline.prepare import read_exclusions
     from pipeline.tables import write_failures

@@ -37,11 +37,19 @@ class ElastixMethod(Method):
 
     stages: tuple[Stage, ...] = Field(("similarity", "bspline"), min_length=1, description="transform models in order (default: the paper's)")
     levels: int = Field(2, ge=1, le=8, description="resolutions a stage, each half of the next (paper: 2)")
-    control_points: int = Field(10, ge=4, le=200, description="control points an axis on the finest level, border included (paper: 1000 = 10 x 10 x 10)")
-    control_point_spacing_mm: float | None = Field(None, gt=0, description="control-point spacing on the finest level in mm; overrides control_points")
+    control_points: int = Field(
+        10, ge=4, le=200, description="control points an axis on the finest level, border included (paper: 1000 = 10 x 10 x 10)"
+    )
+    control_point_spacing_mm: float | None = Field(
+        None, gt=0, description="control-point spacing on the finest level in mm; overrides control_points"
+    )
     iterations: int = Field(500, ge=1, description="iterations a level (paper: 500)")
-    optimiser: Literal["asgd", "regular-step"] = Field("asgd", description="asgd: fresh samples each iteration (ours); regular-step: fixed samples (paper)")
-    samples: int | None = Field(None, ge=_FEWEST_SAMPLES, description="sample points; default 8192 with asgd (ours), 200000 with regular-step (paper)")
+    optimiser: Literal["asgd", "regular-step"] = Field(
+        "asgd", description="asgd: fresh samples each iteration (ours); regular-step: fixed samples (paper)"
+    )
+    samples: int | None = Field(
+        None, ge=_FEWEST_SAMPLES, description="sample points; default 8192 with asgd (ours), 200000 with regular-step (paper)"
+    )
     mask_threshold: float | None = Field(None, ge=0, lt=1, description="use only what is brighter, intensities scaled to [0, 1] (paper's MI+M: 0.01)")
     initialise: Literal["auto", "none", "centre", "mass"] = Field(
         "auto", description="first move box centres or centres of mass onto each other; auto: centres, but only where the boxes hardly overlap (ours)"
@@ -95,7 +103,11 @@ class ElastixMethod(Method):
             "RandomSeed": seed,
         }
         if self.optimiser == "asgd":
-            return values | {"Optimizer": "AdaptiveStochasticGradientDescent", "AutomaticParameterEstimation": True, "ASGDParameterEstimationMethod": "DisplacementDistribution"}
+            return values | {
+                "Optimizer": "AdaptiveStochasticGradientDescent",
+                "AutomaticParameterEstimation": True,
+                "ASGDParameterEstimationMethod": "DisplacementDistribution",
+            }
         return values | {"Optimizer": "RegularStepGradientDescent", "RelaxationFactor": 0.8, "MinimumGradientMagnitude": 1e-8}
 
     def _stage(self, stage: Stage, fixed: Geometry) -> dict[str, Any]:
@@ -174,7 +186,10 @@ def _mass_centre(volume: Volume, mask: Volume | None) -> np.ndarray:
     weight = volume.array.astype(float) - float(volume.array.min())
     weight = weight if mask is None else weight * (mask.array != 0)
     total = weight.sum()
-    index = [float((weight.sum(axis=tuple(a for a in range(weight.ndim) if a != axis)) * np.arange(weight.shape[axis])).sum() / total) for axis in range(weight.ndim)]
+    index = [
+        float((weight.sum(axis=tuple(a for a in range(weight.ndim) if a != axis)) * np.arange(weight.shape[axis])).sum() / total)
+        for axis in range(weight.ndim)
+    ]
     return volume.geometry.points_at(np.array(index[::-1]))
 
 
@@ -217,7 +232,12 @@ def _repeated(metric: ParameterMap, channels: int) -> dict[str, Any]:
 
 def _as_text(values: dict[str, Any]) -> ParameterMap:
     """elastix's spelling: every value a list of words, truth as true and false."""
-    fixed = {"HowToCombineTransforms": "Compose", "UseDirectionCosines": True, "WriteResultImage": False, "ResampleInterpolator": "FinalLinearInterpolator"}
+    fixed = {
+        "HowToCombineTransforms": "Compose",
+        "UseDirectionCosines": True,
+        "WriteResultImage": False,
+        "ResampleInterpolator": "FinalLinearInterpolator",
+    }
     merged = {"Resampler": "DefaultResampler", "BSplineTransformSplineOrder": 3, "WriteIterationInfo": False, **fixed, **values}
     return {key: [_word(v) for v in (value if isinstance(value, list | tuple | np.ndarray) else [value])] for key, value in merged.items()}
 

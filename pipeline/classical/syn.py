@@ -9,7 +9,19 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.classical.pyramid import LinearStage, axis_factors, check_lengths, field_on, itk_field, itk_mask, itk_threads, linear_start, refined, shrunk, zero_field
+from pipeline.classical.pyramid import (
+    LinearStage,
+    axis_factors,
+    check_lengths,
+    field_on,
+    itk_field,
+    itk_mask,
+    itk_threads,
+    linear_start,
+    refined,
+    shrunk,
+    zero_field,
+)
 from pipeline.errors import ConcordError
 from pipeline.methods import Method, Pair, Run
 from pipeline.transforms import Field, Linear, Transform, compose, from_itk, to_itk
@@ -41,18 +53,25 @@ class SyN(Method):
     of the one before it as initial transforms, and the composed fields go on.
     """
 
-    linear: LinearStage = Setting("affine", description="linear stage before SyN: mutual information by elastix; 'none' starts from the given position")
+    linear: LinearStage = Setting(
+        "affine", description="linear stage before SyN: mutual information by elastix; 'none' starts from the given position"
+    )
     metric: Literal["mi", "cc"] = Setting("mi", description="'mi': Mattes mutual information; 'cc': squared local correlation")
     bins: PositiveInt = Setting(32, description="histogram bins of the mutual information")
     radius_vx: PositiveInt = Setting(4, description="radius of the correlation's window, voxels of the level's grid")
     shrink_factors: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine")
     iterations: tuple[NonNegativeInt, ...] = Setting((40, 20, 0), description="most iterations at each level")
-    smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(None, description="sigma of the images' smoothing at each level, mm; null: log2(shrink factor) finest voxels")
+    smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(
+        None, description="sigma of the images' smoothing at each level, mm; null: log2(shrink factor) finest voxels"
+    )
     gradient_step: PositiveFloat = Setting(0.2, description="largest update of one iteration, voxels of the level's grid")
     update_field_sigma_mm: NonNegativeFloat | None = Setting(
-        None, description="sigma of the update's smoothing at full resolution, mm; coarser levels smooth by their shrink factor more; null: sqrt(3) voxels"
+        None,
+        description="sigma of the update's smoothing at full resolution, mm; coarser levels smooth by their shrink factor more; null: sqrt(3) voxels",
     )
-    total_field_sigma_mm: NonNegativeFloat = Setting(0.0, description="sigma of the smoothing of a level's whole field, mm at full resolution, as above")
+    total_field_sigma_mm: NonNegativeFloat = Setting(
+        0.0, description="sigma of the smoothing of a level's whole field, mm at full resolution, as above"
+    )
     convergence_threshold: NonNegativeFloat = Setting(1e-7, description="a level ends when the metric's windowed slope falls below this")
     convergence_window: PositiveInt = Setting(8, description="iterations in that window")
 
@@ -84,7 +103,9 @@ class SyN(Method):
             method.Update()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
-            raise ConcordError(f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at level {level + 1} ({reason}); start closer or check the masks") from error
+            raise ConcordError(
+                f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at level {level + 1} ({reason}); start closer or check the masks"
+            ) from error
         return _continued(before, _halves_of(method))
 
     def _method(self, pair: Pair, start: Linear, before: Halves, level: int) -> Any:

@@ -23,7 +23,12 @@ def stack_case(folder: Path, name: str = "p1", **changes) -> Case:
     labels[1:, 2, 2], labels[1:, 3, 3], labels[1:, 4, 4] = 1, 2, 3
     moving_labels = labels.copy()
     moving_labels[3][moving_labels[3] == 2] = 0
-    arrays = {"fixed": rng.uniform(5, 9, geometry.shape), "moving": rng.uniform(0, 700, geometry.shape), "fixed_labels": labels, "moving_labels": moving_labels}
+    arrays = {
+        "fixed": rng.uniform(5, 9, geometry.shape),
+        "moving": rng.uniform(0, 700, geometry.shape),
+        "fixed_labels": labels,
+        "moving_labels": moving_labels,
+    }
     files = {}
     for part, array in (arrays | changes).items():
         files[part] = folder / f"{name}-{part}.mha"

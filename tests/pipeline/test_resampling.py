@@ -19,7 +19,12 @@ def itk_warp(moving, transform, onto, interpolator):
     image = volume_to_itk(moving)
     reference = volume_to_itk(Volume(np.zeros(onto.shape, np.float32), onto))
     result = itk.resample_image_filter(
-        image, transform=to_itk(transform), interpolator=interpolator(image), reference_image=reference, use_reference_image=True, default_pixel_value=-1
+        image,
+        transform=to_itk(transform),
+        interpolator=interpolator(image),
+        reference_image=reference,
+        use_reference_image=True,
+        default_pixel_value=-1,
     )
     return itk.array_from_image(result)
 

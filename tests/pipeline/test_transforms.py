@@ -7,7 +7,20 @@ import pytest
 from examples import KINDS, oblique_geometry, rotation, smooth_field, transforms_of
 
 from pipeline.errors import ConcordError
-from pipeline.transforms import BSpline, Composite, Field, Linear, compose, cubic_basis, from_itk, inverse_points, invert, read_transform, to_itk, write_transform
+from pipeline.transforms import (
+    BSpline,
+    Composite,
+    Field,
+    Linear,
+    compose,
+    cubic_basis,
+    from_itk,
+    inverse_points,
+    invert,
+    read_transform,
+    to_itk,
+    write_transform,
+)
 from pipeline.volumes import Geometry
 
 DIMENSIONS = (2, 3)

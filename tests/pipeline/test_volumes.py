@@ -17,7 +17,7 @@ from pipeline.volumes import Geometry, Volume, read_vector_field, read_volume, w
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
 def test_a_file_gives_back_samples_and_geometry(suffix, dimension, tmp_path):
     geometry = oblique_geometry(dimension) if (dimension == 3 or suffix == ".mha") else Geometry.regular((7, 5), (1.0, 2.5), (3.0, -4.0))
-    volume, path = blob_volume(geometry), tmp_path / f"a folder with ä é" / f"volume 1{suffix}"
+    volume, path = blob_volume(geometry), tmp_path / "a folder with ä é" / f"volume 1{suffix}"
     write_volume(volume, path)
     found = read_volume(path)
     np.testing.assert_array_equal(found.array, volume.array)
@@ -76,7 +76,14 @@ def test_a_dicom_series_is_read_in_slice_order(tmp_path):
         data.SeriesInstanceUID, data.FrameOfReferenceUID, data.StudyInstanceUID = series, frame, frame
         data.Rows, data.Columns, data.PixelSpacing, data.SliceThickness = 6, 5, [1.5, 2.0], 3.0
         data.ImagePositionPatient, data.ImageOrientationPatient = [0, 0, 3.0 * z], [1, 0, 0, 0, 1, 0]
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 1, "MONOCHROME2", 16, 16, 15, 0
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            16,
+            16,
+            15,
+            0,
+        )
         data.InstanceNumber, data.PixelData = z + 1, pixels[z].tobytes()
         data.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
     volume = read_volume(tmp_path)
@@ -119,7 +126,14 @@ def test_other_bad_files_are_refused_with_the_reason(tmp_path):
     (tmp_path / "text.nii.gz").write_text("hello")
     (tmp_path / "photo.jpg").write_text("hello")
     (tmp_path / "folder").mkdir()
-    expected = {"absent.nii": "no such file", "four.nii.gz": "4-D", "holed.nii.gz": "2 samples", "text.nii.gz": "not a NIfTI", "photo.jpg": "suffix", "folder": "DICOM"}
+    expected = {
+        "absent.nii": "no such file",
+        "four.nii.gz": "4-D",
+        "holed.nii.gz": "2 samples",
+        "text.nii.gz": "not a NIfTI",
+        "photo.jpg": "suffix",
+        "folder": "DICOM",
+    }
     for name, reason in expected.items():
         with pytest.raises(ConcordError, match=reason) as caught:
             read_volume(tmp_path / name)

@@ -26,9 +26,10 @@ _SULCUS_DEPTH_MM = 3.6
 """Cortex further than this from white matter is taken for the two banks of a sulcus, with CSF between (ours; cortex is 2 to 4 mm thick)."""
 _LOST_GYRUS_MM = 7.0
 """Grey matter further than this from white matter belongs to a gyrus whose core the average has lost: it is left as it is (ours)."""
-_PULL_REACH_MM = 4.0
 _BLADE = 0.3
 """White-matter probability from which the averaged core of a gyrus counts as white matter (ours)."""
+_PULL_REACH_MM = 4.0
+"""How far around the ventricles their widening is felt: standard deviation of a Gaussian (ours)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def _mni_maps() -> tuple[np.ndarray, np.ndarray]:
     """Grey and white matter probability on `TEMPLATE`, float32; below the average's last slice that slice is repeated."""
     from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
 
-    low = np.round(np.asarray(_MNI_ORIGIN) + [-95, -127, -88]).astype(int)
+    low = np.asarray(_MNI_ORIGIN) + [-95, -127, -88]
     maps = []
     for load in (load_mni152_gm_template, load_mni152_wm_template):
         array = np.asarray(load(resolution=1).dataobj, dtype=np.float32)

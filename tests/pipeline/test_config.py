@@ -1,0 +1,108 @@
+"""config.yaml: the project's own is valid at every scale, and every mistake is one line with key, value and choices."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_config
+from pipeline.errors import ConcordError
+
+ROOT = Path(__file__).parents[2]
+
+
+def own_config() -> dict:
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_projects_own_config_is_valid_at_every_scale(scale):
+    assert load_config(ROOT / "config.yaml", scale=scale).scale == scale
+
+
+def test_the_schema_in_the_project_is_the_one_of_the_code():
+    stored = json.loads((ROOT / "workflow" / "schemas" / "config.schema.json").read_text())
+    assert stored == json_schema(), "run: concord schema > workflow/schemas/config.schema.json"
+
+
+def test_every_key_is_described():
+    def described(node):
+        for name, key in node.get("properties", {}).items():
+            assert key.get("description"), name
+        for inner in node.get("$defs", {}).values():
+            described(inner)
+
+    schema = json_schema()
+    described(schema)
+    for group in ("x-methods", "x-datasets"):
+        for inner in schema[group].values():
+            described(inner)
+
+
+def changed(path: str, value) -> dict:
+    """The project's config with one key changed."""
+    content = copy.deepcopy(own_config())
+    *parents, last = path.split("/")
+    node = content
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("scale", "desktop", "scale: 'desktop'.*smoke, laptop, paper"),
+        ("seeds", 1, "seeds: unknown key; did you mean 'seed'"),
+        ("threads", 0, "threads: 0 is not valid"),
+        ("threads", "two", "threads: 'two' is not valid"),
+        ("methods/mi", {"bin": 3}, "methods.mi.bin: unknown key; did you mean 'bins'"),
+        ("methods/mi", {"bins": "many"}, "methods.mi.bins: 'many' is not valid"),
+        ("methods/vit", {}, "no method 'vit'"),
+        ("datasets/brain-neonate", {"reader": "brain-fantom"}, "did you mean 'brain-phantom'"),
+        ("datasets/brain-neonate", {"population": "adult"}, "reader: missing"),
+        ("datasets/brain-neonate", {"reader": "brain-phantom", "subject": 3}, "subject: unknown key; did you mean 'subjects'"),
+        ("studies/cardiac/dataset", "acds", "studies.cardiac.dataset: no 'acds'; did you mean 'acdc'"),
+        ("studies/cardiac/dataset", "acdc", "data/ACDC"),
+        ("studies/cardiac/methods", ["identity", "daemons"], "studies.cardiac.methods: no 'daemons'; did you mean 'demons'"),
+        ("studies/cardiac/measures", ["dise"], "studies.cardiac.measures: no 'dise'; did you mean 'dice'"),
+        ("studies/cardiac/prepare/slice", "labelled", "studies.cardiac.prepare.slice: unknown key; did you mean 'slices'"),
+        ("studies/cardiac/comparison/reference", "symgn", "studies.cardiac.comparison.reference: no 'symgn'"),
+        ("studies/cardiac/pictures/methods", ["symgn"], "studies.cardiac.pictures.methods: no 'symgn'"),
+        ("studies/cardiac/figures/figure-4/kind", "pie", "studies.cardiac.figures.figure-4.kind: 'pie'"),
+        ("studies/cardiac/tables/table-classical/columns", ["dise"], "no 'dise'"),
+        ("studies/cardiac/tables/table-classical/row", ["mi"], "row: unknown key; did you mean 'rows'"),
+        ("studies/cardiac/batches", {"smoke": 1}, "studies.cardiac.batches: no value at scale 'laptop'"),
+        ("studies/cardiac", None, "studies.cardiac"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(path, value, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConcordError, match=told) as caught:
+        parse_config(changed(path, value))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_config_are_refused(tmp_path):
+    for name, content in {"absent.yaml": None, "broken.yaml": "a: [1", "list.yaml": "- 1"}.items():
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(ConcordError, match=name):
+            load_config(tmp_path / name)
+
+
+def test_scales_choose_values_at_any_depth():
+    content = {"a": {"smoke": 1, "laptop": {"b": {"smoke": 2, "laptop": 3}}}, "c": [{"smoke": 4, "laptop": 5}], "d": {}}
+    assert at_scale(content, "laptop") == {"a": {"b": 3}, "c": [5], "d": {}}
+
+
+def test_settings_come_with_their_defaults_as_plain_json():
+    config = load_config(ROOT / "config.yaml")
+    assert config.method("mi-masked")["mask_threshold"] == 0.01
+    assert config.method("mi-masked")["use"] == "mi-masked"
+    assert json.loads(json.dumps(config.dataset("brain-neonate")))["population"] == "neonate"

@@ -1,0 +1,108 @@
+"""Scores of a known transform: every measure gives the value worked out by hand, and what is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from examples import blob_volume
+
+from pipeline.cases import Case
+from pipeline.errors import ConcordError
+from pipeline.scoring import COLUMNS, MEASURES, Scored, measure_rows, read_points, read_scores, score_cases
+from pipeline.transforms import Linear, write_transform
+from pipeline.volumes import Geometry, Volume, write_volume
+
+GRID = Geometry.regular((30, 24, 16), (1.0, 2.0, 3.0))
+
+
+@pytest.fixture
+def case(tmp_path) -> Case:
+    """Two boxes, and the moving volume three voxels further along x; landmarks and the true transform with it."""
+    labels = np.zeros(GRID.shape, np.uint8)
+    labels[4:12, 6:16, 8:16], labels[4:12, 6:16, 16:20] = 1, 2
+    image = blob_volume(GRID)
+    files = {"fixed": image, "moving": image.with_array(np.roll(image.array, 3, axis=2))}
+    files |= {"fixed_labels": image.with_array(labels), "moving_labels": image.with_array(np.roll(labels, 3, axis=2))}
+    for name, volume in files.items():
+        write_volume(volume, tmp_path / f"{name}.mha")
+    pd.DataFrame([[0.0, 0, 0], [5, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "fixed.csv", index=False)
+    pd.DataFrame([[3.0, 0, 0], [8, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "moving.csv", index=False)
+    write_transform(Linear(np.eye(3), [3.0, 0, 0], "translation"), tmp_path / "true.h5")
+    write_transform(Linear(np.eye(3), [2.0, 0, 0], "translation"), tmp_path / "found.h5")
+    paths = {name: tmp_path / f"{name}.mha" for name in files}
+    landmarks = {"fixed_landmarks": tmp_path / "fixed.csv", "moving_landmarks": tmp_path / "moving.csv"}
+    return Case(case="a", subject="s", true_transform=tmp_path / "true.h5", **paths, **landmarks)
+
+
+def values_of(name: str, case: Case, transform: str) -> dict[str, float]:
+    return {structure: value for structure, _, value, _ in measure_rows(name, Scored(case, case.fixed.parent / transform))}
+
+
+def test_a_transform_that_is_one_millimetre_short_scores_so(case):
+    """Boxes of 8 and 4 voxels along x, one voxel (1 mm) of shift left over."""
+    assert values_of("dice", case, "found.h5") == pytest.approx({"1": 7 / 8, "2": 3 / 4})
+    assert values_of("jaccard", case, "found.h5") == pytest.approx({"1": 7 / 9, "2": 3 / 5})
+    assert values_of("displacement_error_mm", case, "found.h5") == pytest.approx({"": 1.0})
+    assert values_of("tre_mm", case, "found.h5") == pytest.approx({"": 1.0})
+    assert values_of("hd95_mm", case, "found.h5") == pytest.approx({"1": 1.0, "2": 1.0})
+    assert values_of("folding", case, "found.h5") == {"": 0.0}
+    assert values_of("sdlogj", case, "found.h5") == pytest.approx({"": 0.0}, abs=1e-9)
+
+
+def test_the_true_transform_scores_perfectly(case):
+    assert values_of("dice", case, "true.h5") == {"1": 1.0, "2": 1.0}
+    assert values_of("surface_distance_mm", case, "true.h5") == {"1": 0.0, "2": 0.0}
+    assert values_of("tre_mm", case, "true.h5") == pytest.approx({"": 0.0}, abs=1e-9)
+    assert values_of("ssim", case, "true.h5")[""] > values_of("ssim", case, "found.h5")[""]
+
+
+@pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if measure.compute is not None])
+def test_every_measure_gives_finite_numbers(name, case):
+    values = values_of(name, case, "found.h5")
+    assert values
+    assert all(np.isfinite(value) for value in values.values())
+
+
+def test_scores_are_tidy_and_failures_are_named(case, tmp_path):
+    others = [case.model_copy(update={"case": name}) for name in ("failed", "absent", "unlabelled")]
+    others[2] = others[2].model_copy(update={"fixed_labels": None})
+    found = tmp_path / "found.h5"
+    manifest = pd.DataFrame(
+        [("a", "done", found, 2.5, 100.0, ""), ("failed", "failed", None, None, None, "it diverged"), ("unlabelled", "done", found, 1.0, 90.0, "")],
+        columns=["case", "status", "transform", "seconds", "peak_memory_mib", "reason"],
+    )
+    scores, excluded = score_cases([case, *others], manifest, study="x", method="mi", measures=["dice", "seconds"])
+    assert tuple(scores.columns) == COLUMNS
+    assert scores[["case", "structure", "metric", "value"]].to_numpy().tolist() == [
+        ["a", "1", "dice", 7 / 8],
+        ["a", "2", "dice", 3 / 4],
+        ["a", "", "seconds", 2.5],
+    ]
+    assert [(row.case, row.reason.split(";")[0]) for row in excluded] == [
+        ("failed", "it diverged"),
+        ("absent", "not in any manifest"),
+        ("unlabelled", "case unlabelled: no fixed_labels"),
+    ]
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    pd.testing.assert_frame_equal(
+        read_scores(tmp_path / "scores.csv")[["case", "structure", "value"]], scores[["case", "structure", "value"]], check_dtype=False
+    )
+
+
+def test_labels_on_another_grid_are_refused(case):
+    write_volume(Volume(np.ones((3, 3, 3), np.uint8), Geometry.regular((3, 3, 3))), case.moving_labels)
+    with pytest.raises(ConcordError, match=r"moving_labels\.mha: label map"):
+        values_of("dice", case, "found.h5")
+
+
+def test_bad_landmarks_are_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("x,y\n1,2\n")
+    assert read_points(Path(tmp_path / "p.csv"), 2).tolist() == [[1.0, 2.0]]
+    with pytest.raises(ConcordError, match="columns x, y, z"):
+        read_points(tmp_path / "p.csv", 3)
+    (tmp_path / "p.csv").write_text("x,y\n1,far\n")
+    with pytest.raises(ConcordError, match="numeric"):
+        read_points(tmp_path / "p.csv", 2)

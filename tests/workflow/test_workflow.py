@@ -1,0 +1,184 @@
+"""The workflow on a study of a few small images: it runs, finds nothing to do afterwards, and reruns only what a change touches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.ndimage import gaussian_filter
+
+from pipeline.volumes import Geometry, Volume, write_volume
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def config_of(folder: Path) -> dict:
+    """Two methods on five 2-D pairs, one of them damaged."""
+    return {
+        "scale": "smoke",
+        "datasets": {"own": {"reader": "table", "file": str(folder / "data" / "pairs.csv")}},
+        "methods": {"identity": {}, "demons": {"iterations": [10]}},
+        "studies": {
+            "tiny": {
+                "title": "Discs",
+                "dataset": "own",
+                "methods": ["identity", "demons"],
+                "measures": ["dice", "folding", "seconds"],
+                "batches": 2,
+                "comparison": {"reference": "identity", "measures": ["dice"]},
+                "tables": {"overlap": {"title": "Overlap", "rows": ["identity", "demons"], "columns": ["dice", "seconds"], "reference": "identity"}},
+                "figures": {"scatter": {"kind": "scatter", "title": "Dice", "measures": ["dice"]}},
+                "pictures": {"methods": ["demons"], "cases": 2},
+            }
+        },
+    }
+
+
+def disc(radius: float) -> np.ndarray:
+    y, x = np.indices((48, 48)) - 23.5
+    return (np.hypot(y, x) < radius).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with a space in its name, a table of pairs and a config.yaml."""
+    folder = tmp_path_factory.mktemp("a project")
+    (folder / "data").mkdir()
+    rows = []
+    for n in range(5):
+        for part, radius in (("fixed", 10 + n), ("moving", 14 + n)):
+            labels = Volume(disc(radius), Geometry.regular((48, 48)))
+            noise = np.random.default_rng(n).normal(scale=0.01, size=labels.array.shape)
+            write_volume(labels, folder / "data" / f"{n}-{part}-labels.mha")
+            write_volume(
+                labels.with_array((gaussian_filter(labels.array.astype(float), 1) + noise).astype(np.float32)), folder / "data" / f"{n}-{part}.mha"
+            )
+        rows.append(
+            {
+                "case": f"c{n}",
+                "subject": f"s{n}",
+                **{f"{p}{s}": f"{n}-{p}{s.replace('_', '-')}.mha" for p in ("fixed", "moving") for s in ("", "_labels")},
+            }
+        )
+    pd.DataFrame(rows).to_csv(folder / "data" / "pairs.csv", index=False)
+    damaged = folder / "data" / "4-moving.mha"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    shutil.copytree(ROOT / "workflow" / "profiles", folder / "workflow" / "profiles")
+    write_config(folder, config_of(folder))
+    return folder
+
+
+def write_config(folder: Path, content: dict) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the project's Snakefile in `folder`."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["snakemake", "--cores", "2", "--snakefile", str(ROOT / "workflow" / "Snakefile"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def rules_to_run(folder: Path) -> set[str]:
+    """Names of the rules that a dry run would run."""
+    done = snakemake(folder, "--dry-run", "--quiet", "none")
+    assert done.returncode == 0, done.stderr
+    lines = (done.stdout + done.stderr).splitlines()
+    return {line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule ")) and line.rstrip().endswith(":")} - {"all"}
+
+
+@pytest.fixture(scope="module")
+def finished(project) -> Path:
+    """The project after a full run."""
+    done = snakemake(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def test_a_run_makes_everything_and_names_the_bad_case(finished):
+    results = finished / "results" / "smoke" / "tiny"
+    for name in (
+        "tables/overlap.csv",
+        "tables/overlap.tex",
+        "tables/overlap.html",
+        "tables/overlap.md",
+        "figures/scatter.png",
+        "comparisons.csv",
+        "scores.csv",
+    ):
+        assert (results / name).stat().st_size > 100, name
+    left_out = pd.read_csv(results / "left_out.csv")
+    assert left_out["case"].unique().tolist() == ["c4"]
+    assert left_out["reason"].str.contains("4-moving.mha").all()
+    assert len(list((results / "pictures" / "demons").glob("*.png"))) == 2
+    scores = pd.read_csv(results / "scores.csv")
+    dice = scores[scores.metric == "dice"].pivot_table(index="case", columns="method", values="value")
+    assert sorted(dice.index) == ["c0", "c1", "c2", "c3"]
+    assert (dice["demons"] > dice["identity"] + 0.1).all()
+    assert not list(results.rglob(".part-*"))
+
+
+def test_a_second_call_finds_nothing_to_do(finished):
+    assert rules_to_run(finished) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reruns"),
+    [
+        (("studies", "tiny", "tables", "overlap", "title"), "Another", {"table"}),
+        (("studies", "tiny", "figures", "scatter", "title"), "Another", {"figure"}),
+        (("studies", "tiny", "pictures", "cases"), 1, {"pictures"}),
+        (("methods", "demons", "iterations"), [12], {"register", "score", "gather", "compare", "table", "figure", "pictures", "left_out"}),
+        (("studies", "tiny", "comparison", "tests"), ["wilcoxon"], {"compare", "table"}),
+        (
+            ("studies", "tiny", "measures"),
+            ["dice", "folding", "seconds", "jaccard"],
+            {"score", "gather", "compare", "table", "figure", "pictures", "left_out"},
+        ),
+    ],
+)
+def test_one_changed_key_reruns_only_what_depends_on_it(path, value, reruns, finished):
+    content = config_of(finished)
+    node = content
+    for part in path[:-1]:
+        node = node[part]
+    node[path[-1]] = value
+    write_config(finished, content)
+    try:
+        assert rules_to_run(finished) == reruns
+    finally:
+        write_config(finished, config_of(finished))
+
+
+def test_a_mistake_in_the_config_stops_before_anything_is_written(tmp_path):
+    content = {**config_of(tmp_path), "treads": 2}
+    write_config(tmp_path, content)
+    done = snakemake(tmp_path)
+    assert done.returncode != 0
+    assert "treads: unknown key; did you mean 'threads'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_job_killed_half_way_is_finished_by_a_rerun(finished):
+    """What is left of a killed registration (a record "running", a part file) neither stops nor spoils the next run."""
+    folder = finished / "results" / "smoke" / "tiny" / "transforms" / "demons"
+    before = (folder / "c1.h5").read_bytes()
+    (folder / "batch-1.csv").unlink()
+    (folder / "c1.h5").unlink()
+    record = (folder / "c1.json").read_text()
+    (folder / "c1.json").write_text(record.replace('"status": "done"', '"status": "running"'))
+    kept = (folder / "c3.h5").stat().st_mtime_ns
+    done = snakemake(finished)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "c1.h5").exists()
+    assert (folder / "c3.h5").stat().st_mtime_ns == kept  # finished work is not done again
+    assert len((folder / "c1.h5").read_bytes()) == len(before)
