@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -68,10 +69,9 @@ def read_cases(path: Path | str) -> list[Case]:
             first = error.errors()[0]
             raise ConcordError(f"{path}: line {number}, column {'.'.join(map(str, first['loc']))}: {first['input']!r}: {first['msg']}") from error
         cases.append(case.model_copy(update={name: path.parent / value for name, value in case.paths.items()}))
-    names = [case.case for case in cases]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConcordError(f"{path}: case {name!r} stands {names.count(name)} times; expected once")
+    for name, count in Counter(case.case for case in cases).items():
+        if count > 1:
+            raise ConcordError(f"{path}: case {name!r} stands {count} times; expected once")
     return cases
 
 

@@ -78,7 +78,9 @@ def _tests(table: Table, comparisons: pd.DataFrame | None) -> Iterator[str]:
         f"{meaning} than {reference} with corrected p < {settings.alpha:g}: {label} over {unit}, n = {sizes}, "
         f"p corrected by Holm's method over the {methods} compared; tested: {tested}."
     )
-    if not marks:
+    if settings.test == "wilcoxon" and 2 ** (1 - int(made["n"].max())) >= settings.alpha:
+        yield f"So few pairs cannot reach p < {settings.alpha:g}, whatever the difference."
+    elif not marks:
         yield "No difference is significant."
 
 

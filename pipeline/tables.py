@@ -172,8 +172,9 @@ def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFram
 
 
 def _statistics(values: pd.Series) -> dict[str, float]:
-    """Mean, standard deviation (n - 1), median and quartiles."""
-    found = (values.mean(), values.std(ddof=1), values.median(), values.quantile(0.25), values.quantile(0.75))
+    """Mean, standard deviation (n - 1), median and quartiles. Equal values have none, where rounding would leave a residue of 1e-17."""
+    spread = values.std(ddof=1) if values.nunique() != 1 or len(values) < 2 else 0.0
+    found = (values.mean(), spread, values.median(), values.quantile(0.25), values.quantile(0.75))
     return dict(zip(STATISTICS, map(float, found), strict=True))
 
 

@@ -310,34 +310,15 @@ def slabs(geometry: Geometry) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def write_transform(transform: Transform, path: Path | str) -> None:
-    """Write as ITK `.h5` or `.tfm`, a whole file. Fields belong in `.h5`: text would be many times larger."""
-    import itk
+    from pipeline.transform_files import write_transform as write
 
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ConcordError(f"{path}: unknown transform suffix; choose one of {', '.join(SUFFIXES)}")
-    with whole_file(path) as temporary:
-        try:
-            itk.transformwrite([to_itk(transform)], str(temporary))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise ConcordError(f"{path}: cannot be written ({reason}); is the disk full or the folder read-only?") from error
+    write(transform, path)
 
 
 def read_transform(path: Path | str) -> Transform:
-    """Read an ITK transform file. Raises `ConcordError` for a missing or damaged file and for types without a counterpart here."""
-    import itk
+    from pipeline.transform_files import read_transform as read
 
-    path = Path(path)
-    if not path.exists():
-        raise ConcordError(f"{path}: no such file; check the path")
-    try:
-        transforms = itk.transformread(str(path))
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ConcordError(f"{path}: cannot be read as an ITK transform; expected a whole .h5 or .tfm file") from error
-    if not transforms:
-        raise ConcordError(f"{path}: holds no transform; expected at least one")
-    return compose(*(from_itk(t) for t in reversed(transforms)))
+    return read(path)
 
 
 def to_itk(transform: Transform) -> Any:

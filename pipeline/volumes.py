@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.errors import ConcordError
 from pipeline.files import whole_file
+from pipeline.metaimage import read_samples, write_samples
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
 WRITTEN = (".nii", ".nii.gz", ".mha", ".nrrd")
@@ -170,7 +171,7 @@ def read_volume(path: Path | str) -> Volume:
         volume = _read_nifti(path)
     else:
         _check_metaimage_spacing(path)
-        volume = from_itk(_itk_read(path), str(path))
+        volume = _read_plain(path) or from_itk(_itk_read(path), str(path))
     if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
         bad = int((~np.isfinite(volume.array)).sum())
         raise ConcordError(f"{path}: {bad} samples are NaN or infinite; expected finite numbers: replace them first")
@@ -179,7 +180,14 @@ def read_volume(path: Path | str) -> Volume:
 
 def write_volume(volume: Volume, path: Path | str) -> None:
     """Write a volume in the format of its suffix, as a whole file; NIfTI with `.gz` is compressed."""
-    _itk_write(to_itk(volume), Path(path))
+    path, geometry = Path(path), volume.geometry
+    if path.suffix == ".mha":
+        array = volume.array.astype(_narrow(volume.array.dtype), copy=False)
+        with whole_file(path) as temporary:
+            place = {"spacing_mm": geometry.spacing_mm, "origin_mm": geometry.origin_mm, "direction": np.asarray(geometry.direction)}
+            if write_samples(array, path=temporary, **place):
+                return
+    _itk_write(to_itk(volume), path)
 
 
 def write_vector_field(field_mm: np.ndarray, geometry: Geometry, path: Path | str) -> None:
@@ -205,9 +213,7 @@ def read_vector_field(path: Path | str) -> tuple[np.ndarray, Geometry]:
 
 def to_itk(volume: Volume, dtype: type | None = None) -> Any:
     """An `itk.Image` of the volume, cast to `dtype` where given (a copy: ITK never sees our buffer)."""
-    array = volume.array if dtype is None else volume.array.astype(dtype, copy=False)
-    if array.dtype == bool:
-        array = array.astype(np.uint8)
+    array = volume.array.astype(dtype or _narrow(volume.array.dtype), copy=False)
     return _with_geometry(_itk_image_from_array(array), volume.geometry)
 
 
@@ -225,8 +231,13 @@ def from_itk(image: Any, name: str = "volume") -> Volume:
 def _itk_image_from_array(array: np.ndarray, is_vector: bool = False) -> Any:
     import itk
 
-    narrow = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtype(np.float16): np.float32}
-    return itk.image_from_array(np.ascontiguousarray(array.astype(narrow.get(array.dtype, array.dtype), copy=False)), is_vector=is_vector)
+    return itk.image_from_array(np.ascontiguousarray(array), is_vector=is_vector)
+
+
+def _narrow(dtype: np.dtype) -> np.dtype:
+    """The sample type that image files and ITK's wrapping have for one of numpy's."""
+    known = {"bool": "u1", "int8": "i2", "int64": "i4", "uint64": "u4", "float16": "f4"}
+    return np.dtype(known.get(dtype.name, dtype.name))
 
 
 def _with_geometry(image: Any, geometry: Geometry) -> Any:
@@ -333,6 +344,17 @@ def _header_geometry(path: Path) -> Geometry:
     return Geometry(tuple(map(int, size)), tuple(map(float, spacing)), tuple(map(float, origin)), tuple(tuple(row) for row in direction.tolist()))
 
 
+def _read_plain(path: Path) -> Volume | None:
+    """An uncompressed MetaImage without ITK; None for every other file."""
+    found = read_samples(path) if path.suffix == ".mha" else None
+    if found is None:
+        return None
+    samples, place = found
+    direction = np.reshape(place["direction"], (samples.ndim, samples.ndim)).T
+    geometry = Geometry(samples.shape[::-1], tuple(place["spacing"]), tuple(place["origin"]), tuple(tuple(row) for row in direction.tolist()))
+    return Volume(samples, geometry, str(path))
+
+
 def _check_metaimage_spacing(path: Path) -> None:
     """ITK takes the absolute value of a negative MetaImage spacing in silence; we refuse it."""
     if not path.name.endswith((".mha", ".mhd")):
@@ -340,5 +362,5 @@ def _check_metaimage_spacing(path: Path) -> None:
     with path.open("rb") as stream:
         found = re.search(rb"Element(?:Spacing|Size)\s*=\s*([^\r\n]+)", stream.read(8192))
     numbers = [float(number) for number in found.group(1).split()] if found else []
-    if any(number <= 0 for number in numbers):
+    if not all(number > 0 for number in numbers):
         raise ConcordError(f"{path}: spacing {tuple(numbers)} mm in the header; expected positive numbers: repair the header")

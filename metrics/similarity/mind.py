@@ -36,7 +36,7 @@ def mind(image: torch.Tensor, *, sigma_vx: float = 0.5, search_radius_vx: int = 
     dimension = _checked(image)
     if not sigma_vx > 0 or search_radius_vx < 0:
         raise ValueError(f"sigma_vx {sigma_vx}, search_radius_vx {search_radius_vx}; expected a positive sigma and a radius of 0 or more")
-    taps = _gaussian(sigma_vx)
+    taps = gaussian_taps(sigma_vx, math.ceil(1.5 * sigma_vx))
     nearest = _patch_distances(image, search_offsets(dimension), taps)
     # dividing by the largest value is subtracting the smallest distance, which cannot underflow to 0/0
     smallest, variance = nearest.amin(1, keepdim=True), _limited(nearest.mean(1, keepdim=True), variance_limits)
@@ -100,6 +100,19 @@ def mind_mad(fixed: torch.Tensor, warped: torch.Tensor, *, descriptor: Descripto
     return _masked_mean(_difference(fixed, warped, descriptor).abs(), mask)
 
 
+def smoothed(stack: torch.Tensor, taps: Sequence[float], axes: Sequence[int]) -> torch.Tensor:
+    """The stack `(B, C, [z,] y, x)` filtered by symmetric `taps` (weights at distance 0, 1, ...) along spatial `axes`, borders replicated."""
+    for axis in axes:
+        stack = _AxisFilter.apply(stack, tuple(taps), axis + 2) if len(taps) > 1 else stack
+    return stack
+
+
+def gaussian_taps(sigma_vx: float, radius_vx: int) -> tuple[float, ...]:
+    """Weights at distance 0, 1, ... of a Gaussian cut off at `radius_vx` and normalised."""
+    weights = [math.exp(-0.5 * (k / sigma_vx) ** 2) for k in range(radius_vx + 1)]
+    return tuple(w / (weights[0] + 2 * sum(weights[1:])) for w in weights)
+
+
 def _checked(image: torch.Tensor) -> int:
     if image.ndim not in (4, 5) or image.shape[1] != 1 or 0 in image.shape:
         raise ValueError(f"image of shape {tuple(image.shape)}; expected (batch, 1, [z,] y, x)")
@@ -132,9 +145,9 @@ def _shifted_distances(image: torch.Tensor, offset: Offset, taps: Sequence[float
     squared = (here - there).square()
     still = [axis for axis, o in enumerate(offset) if not o]
     moving = [axis for axis, o in enumerate(offset) if o]
-    squared = _smoothed(squared, taps, still)
+    squared = smoothed(squared, taps, still)
     for start in ([max(0, o) for o in offset], [max(0, -o) for o in offset]):
-        yield _smoothed(_window(squared, start, image.shape[2:]), taps, moving)
+        yield smoothed(_window(squared, start, image.shape[2:]), taps, moving)
 
 
 def _pair_distances(padded: torch.Tensor, axes: tuple[int, int], alike: bool, dilation: int, taps: Sequence[float]) -> Iterator[torch.Tensor]:
@@ -151,20 +164,14 @@ def _pair_distances(padded: torch.Tensor, axes: tuple[int, int], alike: bool, di
 
     here, there = ((axes[0],), (axes[1],)) if alike else (axes, ())
     squared = (_window(padded, corner(*here), lengths) - _window(padded, corner(*there), lengths)).square()
-    squared = _smoothed(squared, taps, [axis for axis in range(dimension) if axis not in axes])
+    squared = smoothed(squared, taps, [axis for axis in range(dimension) if axis not in axes])
     for forward in (axes, ()) if alike else ((axes[0],), (axes[1],)):
         start = [dilation * (axis in forward) for axis in range(dimension)]
-        yield _smoothed(_window(squared, start, size), taps, axes)
+        yield smoothed(_window(squared, start, size), taps, axes)
 
 
 def _window(stack: torch.Tensor, start: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
     return stack[(..., *(slice(s, s + n) for s, n in zip(start, lengths, strict=True)))]
-
-
-def _gaussian(sigma_vx: float) -> tuple[float, ...]:
-    """Weights at distance 0, 1, ... of a normalised Gaussian of `2 ceil(1.5 sigma) + 1` samples."""
-    weights = [math.exp(-0.5 * (k / sigma_vx) ** 2) for k in range(math.ceil(1.5 * sigma_vx) + 1)]
-    return tuple(w / (weights[0] + 2 * sum(weights[1:])) for w in weights)
 
 
 def _limited(variance: torch.Tensor, limits: VarianceLimits) -> torch.Tensor:
@@ -211,13 +218,6 @@ def _masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     if not total > 0:
         raise ValueError("the mask is empty; expected non-zero voxels where the images count")
     return (values.mean(1, keepdim=True) * weight).sum() / total
-
-
-def _smoothed(stack: torch.Tensor, taps: Sequence[float], axes: Sequence[int]) -> torch.Tensor:
-    """The stack filtered by symmetric `taps` (weights at distance 0, 1, ...) along spatial `axes`, borders replicated."""
-    for axis in axes:
-        stack = _AxisFilter.apply(stack, tuple(taps), axis + 2) if len(taps) > 1 else stack
-    return stack
 
 
 class _AxisFilter(torch.autograd.Function):

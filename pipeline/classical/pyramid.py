@@ -75,6 +75,11 @@ def linear_start(stage: LinearStage, pair: Pair, run: Run) -> Linear:
     return found
 
 
+def level_smoothing_mm(given: Sequence[float] | None, shrink_factors: Sequence[int], geometry: Geometry) -> tuple[float, ...]:
+    """Sigma of the images' smoothing at each level in mm: as given, or log2(shrink factor) finest voxels (ANTs' habit: 2, 1, 0 for 4, 2, 1)."""
+    return tuple(given) if given is not None else tuple(float(np.log2(factor)) * min(geometry.spacing_mm) for factor in shrink_factors)
+
+
 def check_lengths(**per_level: Sequence[float] | None) -> None:
     """Raise `ValueError` unless every list has one entry a level."""
     lengths = {name: len(values) for name, values in per_level.items() if values is not None}

@@ -17,6 +17,7 @@ from pipeline.classical.pyramid import (
     itk_field,
     itk_mask,
     itk_threads,
+    level_smoothing_mm,
     linear_start,
     refined,
     shrunk,
@@ -125,11 +126,11 @@ class SyN(Method):
             shrink.SetElement(axis, factor)
         method.SetShrinkFactorsPerDimension(0, shrink)
         # plain lists: ITK's Python layer crashes on the Array[D] that the C++ signature names
-        method.SetSmoothingSigmasPerLevel([self._smoothing_mm(geometry)[level]])
+        method.SetSmoothingSigmasPerLevel([level_smoothing_mm(self.smoothing_mm, self.shrink_factors, geometry)[level]])
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
         method.SetNumberOfIterationsPerLevel([self.iterations[level]])
         method.SetLearningRate(self.gradient_step)
-        method.SetConvergenceThreshold(self.convergence_threshold)
+        method.SetConvergenceThreshold(self.convergence_threshold or -np.inf)
         method.SetConvergenceWindowSize(self.convergence_window)
         update_vx, total_vx = self._field_sigmas_vx(geometry)
         method.SetGaussianSmoothingVarianceForTheUpdateField(update_vx**2)
@@ -158,11 +159,6 @@ class SyN(Method):
         if pair.moving_mask is not None:
             metric.SetMovingImageMask(itk_mask(pair.moving_mask))
         return metric
-
-    def _smoothing_mm(self, geometry: Geometry) -> tuple[float, ...]:
-        if self.smoothing_mm is not None:
-            return self.smoothing_mm
-        return tuple(float(np.log2(factor)) * min(geometry.spacing_mm) for factor in self.shrink_factors)
 
     def _field_sigmas_vx(self, geometry: Geometry) -> tuple[float, float]:
         """Sigmas in voxels: ITK's kernel has the same number of voxels along every axis and at every level."""

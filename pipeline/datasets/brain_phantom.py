@@ -20,7 +20,8 @@ from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume
 
 TRUTH_SPACING_MM = 2.0
-"""True transforms of finer images are stored at this spacing (ours): the deformation has no detail below 6 mm, and files are an eighth."""
+"""True transforms of finer images are stored at this spacing (ours). The deformation has no detail below 6 mm: interpolation costs 0.02 mm on
+average and 0.15 mm at worst, where a registration errs by a millimetre, and files are an eighth."""
 MAPS_BYTES = 2_000_000_000
 """Room for the maps of subjects that are kept while their true transforms are written (ours)."""
 

@@ -111,7 +111,7 @@ def test_zero_and_negative_spacing_is_refused(spacing, tmp_path):
     nifti = bytearray(write_valid(tmp_path, ".nii"))
     nifti[80:84] = struct.pack("<f", spacing)
     (tmp_path / "bad.nii").write_bytes(nifti)
-    meta = write_valid(tmp_path, ".mha").replace(b"ElementSpacing = 1 ", f"ElementSpacing = {spacing} ".encode())
+    meta = write_valid(tmp_path, ".mha").replace(b"ElementSpacing = 1.0 ", f"ElementSpacing = {spacing} ".encode())
     (tmp_path / "bad.mha").write_bytes(meta)
     for name in ("bad.nii", "bad.mha"):
         with pytest.raises(ConcordError, match="spacing"):

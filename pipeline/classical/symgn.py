@@ -1,0 +1,313 @@
+"""Symmetric Gauss-Newton registration by MIND: the deformable method that Simonovsky et al. (2016) compare with in their appendix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field as Setting
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.classical.pyramid import SMALLEST_AXIS, LinearStage, check_lengths, linear_start
+from pipeline.methods import Method, Pair, Run
+from pipeline.resampling import warp
+from pipeline.transforms import Field, Transform, compose
+from pipeline.volumes import Geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PYRAMID_RADIUS_VX = 7  # Heinrich's code: Gaussian of 15 samples before a level's grid
+_TENSOR_RADIUS_VX = 5  # his Matlab code: 11 samples
+_INVERSE_ITERATIONS = 10  # his code
+_INVERSE_TOLERANCE_VX = 1e-4  # ours: the iteration ends early where no vector moves by more
+
+
+class SymGN(Method):
+    """Symmetric Gauss-Newton optimisation of MIND (Heinrich et al., Med Image Anal 2012, section 4.2-4.3) with diffusion regularisation.
+
+    Both images are warped half-way towards each other, so that fixed and moving play the same part. As published it works in
+    voxels of the fixed grid, whatever their shape, and from the given position; the moving image is resampled to that grid first,
+    with its smallest value outside (ours). The linear system is relaxed in red-black instead of lexicographic order (ours).
+    """
+
+    takes_masks: ClassVar[bool] = False
+
+    linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none' (paper) starts from the given position")
+    levels: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine (authors' code)")
+    warps: tuple[NonNegativeInt, ...] = Setting((8, 4, 2), description="Gauss-Newton steps at each level (authors' code)")
+    alpha: PositiveFloat = Setting(0.2, description="weight of the regularisation (Simonovsky 2016: 0.2; authors' code: 0.1)")
+    sigma_vx: PositiveFloat = Setting(0.5, description="Gaussian of MIND's patches, voxels of the level's grid (Simonovsky 2016)")
+    variance_limits: Literal["mean", "power"] = Setting("mean", description="range of MIND's variance; 'power' depends on the intensities' unit")
+    tensor_sigma_vx: NonNegativeFloat = Setting(0.5, description="smoothing of the squared derivatives (authors' Matlab code; 0: their compiled code)")
+    sweeps: PositiveInt = Setting(25, description="sweeps of successive over-relaxation a step (authors' code)")
+    relaxation: float = Setting(1.98, gt=0, lt=2, description="over-relaxation factor (authors' code)")
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> SymGN:
+        check_lengths(levels=self.levels, warps=self.warps)
+        return self
+
+    def register(self, pair: Pair, run: Run) -> Transform:
+        """The forward field on the fixed grid, followed by the linear stage."""
+        import torch
+
+        start, grid = linear_start(self.linear, pair, run), pair.fixed.geometry
+        moving = pair.moving
+        if self.linear != "none" or not moving.geometry.matches(grid):
+            moving = warp(moving, start, grid, background=float(moving.array.min()))
+        with torch_threads(run.threads):
+            images = np.stack([pair.fixed.array, moving.array], dtype=np.float32, casting="unsafe")
+            forward_vx = self.displacements_vx(torch.from_numpy(images)[:, None], run)[0]
+        return compose(field_of(forward_vx, grid), start)
+
+    def displacements_vx(self, images: Tensor, run: Run | None = None) -> Tensor:
+        """Full displacements both ways, `(2, d, [z,] y, x)`, of fixed and moving image `(2, 1, [z,] y, x)` on one grid.
+
+        Components are `(x, y[, z])` in voxels: `moving(p + first(p))` looks like `fixed(p)`, and `fixed(p + second(p))` like `moving(p)`.
+        """
+        import torch
+
+        dimension, size = images.ndim - 2, images.shape[2:]
+        cost = np.repeat(1.0 / np.asarray(self.levels) ** dimension, self.warps)
+        steps = iter(np.cumsum(cost) / cost.sum())
+        fields = images.new_zeros((2, dimension, *[1] * dimension))
+        with torch.no_grad():
+            for level, warps in zip(self.levels, self.warps, strict=True):
+                coarse = level_images(images, level)
+                fields = level_fields(fields, coarse.shape[2:])
+                for _ in range(warps):
+                    fields = self._step(coarse, fields)
+                    (run or Run()).report("symgn", float(next(steps)))
+            return level_fields(fields, size)
+
+    def _step(self, images: Tensor, fields: Tensor) -> Tensor:
+        """One Gauss-Newton step of both fields, made symmetric."""
+        from metrics.similarity.mind import mind
+
+        warped = (sampled(images[1 - k : 2 - k], fields[k : k + 1] / 2) for k in (0, 1))
+        descriptors = [mind(image, sigma_vx=self.sigma_vx, variance_limits=self.variance_limits) for image in warped]
+        difference, derivatives = difference_and_derivatives(*descriptors)
+        del descriptors
+        for derivative, field in zip(derivatives, fields, strict=True):
+            system = DiffusionSystem(*normal_equations(derivative, difference, self.tensor_sigma_vx), field, self.alpha)
+            field += system.relaxed(self.sweeps, self.relaxation)
+        return symmetrised(fields)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within it, torch computes with `threads` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def field_of(displacement_vx: Tensor, geometry: Geometry) -> Field:
+    """The transform of displacements `(d, [z,] y, x)` in voxels, components `(x, y[, z])`, on their grid."""
+    return Field(np.moveaxis(displacement_vx.double().numpy(), 0, -1) @ geometry.index_to_physical.T, geometry)
+
+
+def level_images(images: Tensor, level: int) -> Tensor:
+    """The images smoothed by a Gaussian of half the shrink factor, on a grid `level` times coarser over the same box; at least 4 voxels an axis (ours)."""
+    from torch.nn.functional import interpolate
+
+    from metrics.similarity.mind import gaussian_taps, smoothed
+
+    size = images.shape[2:]
+    coarse = [max(round(n / level), min(n, SMALLEST_AXIS)) for n in size]
+    images = smoothed(images, gaussian_taps(level / 2, _PYRAMID_RADIUS_VX), range(len(size)))
+    return images if coarse == list(size) else interpolate(images, coarse, mode=_linear(len(size)), align_corners=False)
+
+
+def level_fields(fields: Tensor, size: Sequence[int]) -> Tensor:
+    """Displacements `(2, d, [z,] y, x)` carried to a grid of `size` voxels `([z,] y, x)` over the same box, in its voxels."""
+    from torch.nn.functional import interpolate
+
+    if tuple(fields.shape[2:]) == tuple(size):
+        return fields
+    scale = fields.new_tensor([new / old for new, old in zip(size, fields.shape[2:], strict=True)][::-1])
+    return interpolate(fields, tuple(size), mode=_linear(len(size)), align_corners=False) * scale.reshape(1, -1, *[1] * len(size))
+
+
+def sampled(stack: Tensor, fields_vx: Tensor) -> Tensor:
+    """The stack `(B, C, [z,] y, x)` at p + field(p), linear, the outermost voxels repeated outside."""
+    import torch
+
+    size = fields_vx.shape[2:]
+    where = fields_vx.movedim(1, -1).contiguous()
+    for component, n in enumerate(reversed(size)):
+        line = [n if axis == len(size) - 1 - component else 1 for axis in range(len(size))]
+        steps = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
+        where[..., component].mul_(2 / max(n - 1, 1)).add_(steps.reshape(line).to(where))
+    return torch.nn.functional.grid_sample(stack, where, padding_mode="border", align_corners=True)
+
+
+def difference_and_derivatives(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """S `([z,] y, x)` and its derivatives `(2, d, [z,] y, x)`, components `(x, y[, z])`, from two images' descriptors `(1, C, [z,] y, x)`.
+
+    S is the mean absolute difference over channels. Its derivative to the motion of either image is that image moved one voxel on
+    less moved one voxel back, each against the other image at rest; 0 on the border (authors' code).
+    """
+    dimension, channels = first.ndim - 2, first.shape[1]
+    difference = first.new_zeros(first.shape[2:])
+    derivatives = first.new_zeros((2, dimension, *first.shape[2:]))
+    for channel in range(channels):
+        difference += (first[0, channel] - second[0, channel]).abs_()
+    for component in range(dimension):
+        axis = dimension - 1 - component
+        ahead = [_mean_ahead(first[0], second[0], axis), _mean_ahead(second[0], first[0], axis)]
+        for k in (0, 1):
+            # one voxel back against the other image is, seen from there, the other image one voxel on
+            inside = _but_first(_but_last(derivatives[k, component], axis), axis)
+            inside.add_(_but_first(ahead[k], axis)).sub_(_but_last(ahead[1 - k], axis))
+    return difference / channels, derivatives
+
+
+def _mean_ahead(own: Tensor, other: Tensor, axis: int) -> Tensor:
+    """Mean over channels of |own one voxel on - other|, one voxel shorter along `axis`."""
+    total = _but_first(own[0], axis).new_zeros(_but_first(own[0], axis).shape)
+    for one, two in zip(own, other, strict=True):
+        total += (_but_first(one, axis) - _but_last(two, axis)).abs_()
+    return total.div_(len(own))
+
+
+def normal_equations(derivative: Tensor, difference: Tensor, sigma_vx: float) -> tuple[Tensor, Tensor]:
+    """Gauss-Newton matrix (upper triangle, row by row: `(d (d + 1) / 2, [z,] y, x)`) and right side `(d, [z,] y, x)`, both smoothed."""
+    from metrics.similarity.mind import gaussian_taps, smoothed
+
+    d = len(derivative)
+    products = [(derivative[a], derivative[b]) for a in range(d) for b in range(a, d)] + [(-derivative[a], difference) for a in range(d)]
+    taps = gaussian_taps(sigma_vx, _TENSOR_RADIUS_VX) if sigma_vx else (1.0,)
+    terms = derivative.new_empty((len(products), *difference.shape))
+    for term, (one, two) in zip(terms, products, strict=True):
+        term.copy_(smoothed((one * two)[None, None], taps, range(d))[0, 0])
+    return terms[:-d], terms[-d:]
+
+
+class DiffusionSystem:
+    """`matrix v - alpha laplacian(field + v) = force` for an update v `(d, [z,] y, x)`: 2 d neighbours a voxel, none across the border.
+
+    `matrix` and `force` as from `normal_equations`.
+    """
+
+    def __init__(self, matrix: Tensor, force: Tensor, field: Tensor, alpha: float) -> None:
+        d = len(field)
+        triangle = [(a, b) for a in range(d) for b in range(a, d)]
+        diagonal, mixed = ([k for k, (a, b) in enumerate(triangle) if (a == b) is same] for same in (True, False))
+        self.board, self.shape = _Checkerboard(field.shape[1:], field), field.shape
+        # all divided by alpha
+        self.inverse = self.board.split((matrix[diagonal] / alpha).add_(2 * d).reciprocal_())
+        self.mixed = self.board.split(matrix[mixed] / alpha)
+        self.right = self.board.split(laplacian(field).add_(force, alpha=1 / alpha))
+        pairs = [triangle[k] for k in mixed]
+        self.coupled = [[(b, pairs.index((min(a, b), max(a, b)))) for b in range(d) if b != a] for a in range(d)]
+
+    def relaxed(self, sweeps: int, relaxation: float) -> Tensor:
+        """v after `sweeps` of successive over-relaxation from 0.
+
+        Voxels are relaxed as on a checkerboard, one colour after the other, within a voxel component by component: a sweep is
+        a few passes over whole arrays (the order is ours; the authors' goes voxel by voxel).
+        """
+        update = self.board.split(self.right[0].new_zeros(self.shape))
+        for _ in range(sweeps):
+            for colour in (0, 1):
+                own = update[colour]
+                rest = self.board.neighbours(update[1 - colour], own, colour).add_(self.right[colour])
+                for a, coupled in enumerate(self.coupled):
+                    for b, pair in coupled:
+                        rest[a].addcmul_(self.mixed[colour][pair], own[b], value=-1)
+                    own[a].mul_(1 - relaxation).addcmul_(self.inverse[colour][a], rest[a], value=relaxation)
+        return self.board.joined(update)
+
+
+class _Checkerboard:
+    """A grid in two colours, each packed along x: every neighbour of a voxel has the other colour and stands beside it, or one on."""
+
+    def __init__(self, size: Sequence[int], like: Tensor) -> None:
+        import torch
+
+        self.size = tuple(size)
+        rows = sum(torch.arange(n).reshape([-1 if a == axis else 1 for a in range(len(size))]) for axis, n in enumerate(size[:-1]))
+        odd = (rows % 2).to(like).reshape(*size[:-1], 1)
+        self.starts_odd = (odd, 1 - odd)
+        present = self.split(like.new_ones((1, *size)))
+        zero = [torch.zeros_like(part) for part in present]
+        self.missing = tuple(zero)
+        self.missing = tuple((2 * len(size) - self.neighbours(present[1 - colour], zero[colour], colour)) for colour in (0, 1))
+
+    def split(self, stack: Tensor) -> tuple[Tensor, Tensor]:
+        """The voxels `(C, [z,] y, x)` of either colour; an odd row is filled up with 0."""
+        import torch
+
+        even = torch.nn.functional.pad(stack, (0, self.size[-1] % 2))
+        even, odd = even[..., ::2], even[..., 1::2]
+        swap = self.starts_odd[0].bool()
+        return torch.where(swap, odd, even), torch.where(swap, even, odd)
+
+    def joined(self, parts: tuple[Tensor, Tensor]) -> Tensor:
+        """The inverse of `split`."""
+        import torch
+
+        swap = self.starts_odd[0].bool()
+        both = torch.stack([torch.where(swap, parts[1], parts[0]), torch.where(swap, parts[0], parts[1])], -1)
+        return both.flatten(-2)[..., : self.size[-1]]
+
+    def neighbours(self, other: Tensor, own: Tensor, colour: int) -> Tensor:
+        """The sum over the 2 d neighbours of each voxel of a colour, itself standing for those across the border."""
+        total = other.addcmul(self.missing[colour], own)
+        for axis in range(1, len(self.size)):
+            _but_first(total, axis).add_(_but_last(other, axis))
+            _but_last(total, axis).add_(_but_first(other, axis))
+        along, odd = len(self.size), self.starts_odd[colour]
+        _but_first(total, along).addcmul_(_but_last(other, along), 1 - odd)
+        _but_last(total, along).addcmul_(_but_first(other, along), odd)
+        return total
+
+
+def laplacian(field: Tensor) -> Tensor:
+    """Sum of the differences to the 2 d neighbours `(d, [z,] y, x)`, none across the border."""
+    total = field.new_zeros(field.shape)
+    for axis in range(1, field.ndim):
+        step = field.diff(dim=axis)
+        _but_last(total, axis).add_(step)
+        _but_first(total, axis).sub_(step)
+    return total
+
+
+def symmetrised(fields: Tensor) -> Tensor:
+    """Full fields `(2, d, [z,] y, x)` from their halves: each followed by the inverse of the other (Heinrich et al. 2012, section 4.3)."""
+    halves, full = fields / 2, fields.new_empty(fields.shape)
+    for k in (0, 1):
+        back = inverse_field(halves[1 - k])
+        full[k] = sampled(halves[k : k + 1], back[None])[0].add_(back)
+    return full
+
+
+def inverse_field(field: Tensor) -> Tensor:
+    """Inverse displacements `(d, [z,] y, x)` in voxels by fixed point."""
+    inverse = -field
+    for _ in range(_INVERSE_ITERATIONS - 1):
+        before, inverse = inverse, sampled(field[None], inverse[None])[0].neg_()
+        if before.sub_(inverse).abs_().max() < _INVERSE_TOLERANCE_VX:
+            break
+    return inverse
+
+
+def _linear(dimension: int) -> str:
+    return "trilinear" if dimension == 3 else "bilinear"
+
+
+def _but_first(stack: Tensor, axis: int) -> Tensor:
+    return stack.narrow(axis, 1, stack.shape[axis] - 1)
+
+
+def _but_last(stack: Tensor, axis: int) -> Tensor:
+    return stack.narrow(axis, 0, stack.shape[axis] - 1)
