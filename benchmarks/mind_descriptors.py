@@ -2,7 +2,7 @@
 
     python benchmarks/mind_descriptors.py --sizes 64 96 128 160 --threads 1
 
-Each measurement has a process of its own, so that its peak memory is its own; the two implementations take turns.
+The two implementations take turns; each one's peak memory is measured in a process of its own.
 The usual formulation is written out here from its description: two dilated convolutions with one-hot kernels that fetch the two
 neighbours of every channel, a replication pad of the whole stack, and average pooling over the cube.
 """
@@ -10,22 +10,18 @@ neighbours of every channel, a replication pad of the whole stack, and average p
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import resource
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import interleaved, median_ratio, report
 
 from metrics.similarity.mind import mind_ssc, ssc_pairs
-
-RESULTS = Path(__file__).parent / "results" / "mind_descriptors.csv"
-FIELDS = ("size", "pass", "threads", "implementation", "seconds", "peak_mib", "time_ratio", "memory_ratio", "largest_difference")
 
 
 def usual_mind_ssc(image: torch.Tensor, *, radius_vx: int = 2, dilation_vx: int = 2) -> torch.Tensor:
@@ -62,39 +58,44 @@ def compute(implementation: str, image: torch.Tensor, gradient: bool) -> torch.T
     return values
 
 
-def measure(implementation: str, size: int, gradient: bool, repeats: int) -> dict[str, float]:
-    """Best wall time and the growth of this process's peak memory."""
+def peak_growth_mib(implementation: str, size: int, gradient: bool) -> float:
+    """How far one computation raises this process's peak memory, the image left out."""
     image = image_of(size)
     compute(implementation, image[..., :16, :16, :16].contiguous(), gradient)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        compute(implementation, image, gradient)
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": min(seconds), "peak_mib": (peak - before) / 1024}
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    before = _status_mib("VmHWM")
+    compute(implementation, image, gradient)
+    return _status_mib("VmHWM") - before
 
 
-def in_a_process(arguments: argparse.Namespace, implementation: str, size: int, kind: str) -> dict[str, float]:
-    """`measure` in a fresh interpreter."""
-    options = {"--implementation": implementation, "--sizes": size, "--kind": kind, "--threads": arguments.threads, "--repeats": arguments.repeats}
-    command = [sys.executable, __file__, *(str(part) for option in options.items() for part in option)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def _status_mib(key: str) -> float:
+    found = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return int(found[0]) / 1024
 
 
-def rows_of(arguments: argparse.Namespace, size: int, kind: str) -> list[dict[str, object]]:
-    """Both implementations at one size, and their ratios (usual over ours)."""
-    runs = {name: [in_a_process(arguments, name, size, kind) for _ in range(arguments.rounds)] for name in IMPLEMENTATIONS}
-    best = {name: {key: min(run[key] for run in found) for key in found[0]} for name, found in runs.items()}
-    ratios = {f"{short}_ratio": round(best["usual"][key] / best["ours"][key], 2) for short, key in (("time", "seconds"), ("memory", "peak_mib"))}
-    image = image_of(min(size, 96))  # equality needs no large grid
-    ratios["largest_difference"] = float((compute("ours", image, False) - compute("usual", image, False)).abs().max())
-    shared = {"size": f"{size}^3", "pass": kind, "threads": arguments.threads}
-    return [
-        {**shared, "implementation": name, "seconds": round(found["seconds"], 4), "peak_mib": round(found["peak_mib"]), **ratios}
-        for name, found in best.items()
-    ]
+def peak_in_a_process(arguments: argparse.Namespace, implementation: str, size: int, gradient: bool) -> float:
+    """`peak_growth_mib` in a fresh interpreter."""
+    command = [sys.executable, __file__, "--sizes", str(size), "--threads", str(arguments.threads), "--peak-of", implementation]
+    return float(subprocess.run([*command, *["--gradient"] * gradient], check=True, capture_output=True, text=True).stdout)
+
+
+def row_of(arguments: argparse.Namespace, size: int, gradient: bool) -> dict[str, object]:
+    """Both implementations at one size; ratios are usual over ours."""
+    image = image_of(size)
+    usual, ours = interleaved(*(partial(compute, name, image, gradient) for name in ("usual", "ours")), runs=arguments.runs)
+    peak = {name: peak_in_a_process(arguments, name, size, gradient) for name in IMPLEMENTATIONS}
+    return {
+        "size": f"{size}^3",
+        "pass": "forward + backward" if gradient else "forward",
+        "threads": arguments.threads,
+        "ours_seconds": round(median(ours), 4),
+        "usual_seconds": round(median(usual), 4),
+        "time_ratio": round(median_ratio(usual, ours), 2),
+        "ours_peak_mib": round(peak["ours"]),
+        "usual_peak_mib": round(peak["usual"]),
+        "memory_ratio": round(peak["usual"] / peak["ours"], 2),
+        "largest_difference": float((compute("ours", image, False) - compute("usual", image, False)).abs().max()),
+    }
 
 
 def main() -> None:
@@ -102,25 +103,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96, 128, 160])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--kind", choices=["forward", "gradient"], help="only this pass")
-    parser.add_argument("--implementation", choices=list(IMPLEMENTATIONS), help=argparse.SUPPRESS)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--gradient", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=list(IMPLEMENTATIONS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.implementation:
-        print(json.dumps(measure(arguments.implementation, arguments.sizes[0], arguments.kind == "gradient", arguments.repeats)))
+    if arguments.peak_of:
+        print(peak_growth_mib(arguments.peak_of, arguments.sizes[0], arguments.gradient))
         return
-    kinds = [arguments.kind] if arguments.kind else ["forward", "gradient"]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, FIELDS)
-        table.writeheader()
-        for size in arguments.sizes:
-            for kind in kinds:
-                for row in rows_of(arguments, size, kind):
-                    table.writerow(row)
-                    print(*row.values(), sep="\t", flush=True)
+    report([row_of(arguments, size, gradient) for size in arguments.sizes for gradient in (False, True)], "mind_descriptors")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConcordError(f"{path}: the disk is full; free some space and run again, finished work is kept") from error
         if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
             raise ConcordError(f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to") from error

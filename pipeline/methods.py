@@ -61,6 +61,9 @@ class Method(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     takes_masks: ClassVar[bool] = True
 
+    def load(self) -> None:
+        """Load the libraries that the method needs, so that the time of a registration is that of registering alone."""
+
     def register(self, pair: Pair, run: Run) -> Transform:
         """The transform from fixed to moving points."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ from pipeline.errors import ConcordError
 from pipeline.files import write_json, write_text
 from pipeline.methods import Method, Pair, Run, create_method, run_method
 from pipeline.provenance import environment, file_sha256, fingerprint, measured
+from pipeline.transform_files import read_transform, write_transform
 from pipeline.volumes import Volume, read_volume
 
 log = logging.getLogger(__name__)
@@ -74,11 +75,11 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
         )
     write_json(record_file, record)
     try:
+        method.load()
+        pair, start = load_pair(case), _start_of(case)
         with measured() as cost:
-            from pipeline.transforms import write_transform
-
-            transform = run_method(method, load_pair(case), run, _start_of(case))
-            write_transform(transform, transform_file)
+            transform = run_method(method, pair, run, start)
+        write_transform(transform, transform_file)
     except ConcordError as error:
         return _finish(case, record, record_file, status="failed", reason=str(error))
     except Exception as error:  # one bad case must not take the others along, whatever native code throws
@@ -95,8 +96,6 @@ def load_pair(case: Case) -> Pair:
 
 
 def _start_of(case: Case) -> Any:
-    from pipeline.transforms import read_transform
-
     return None if case.start_transform is None else read_transform(case.start_transform)
 
 

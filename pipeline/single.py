@@ -35,6 +35,7 @@ def register_pair(
     run = Run(threads=options["threads"], seed=options["seed"], progress=show)
     start = None if options.get("start") is None else read_transform(options["start"])
     show(f"{method}: registering", 0.0)
+    chosen.load()
     with measured() as cost:
         transform = run_method(chosen, pair, run, start)
     show(f"{method}: registered in {cost.seconds:.1f} s", 1.0)
@@ -59,7 +60,8 @@ def register_pair(
 
 
 def _quality_picture(pair: Any, transform: Any, warped: Volume, method: str, path: Path) -> dict[str, Any]:
-    from pipeline.figures.pictures import qc_picture, quality_summary
+    from pipeline.figures.pictures import qc_picture
+    from pipeline.figures.quality import quality_summary
     from pipeline.figures.style import save
     from pipeline.resampling import resample
 

@@ -178,6 +178,51 @@ def table_stage(settings: dict[str, Any], methods: list[str], scores: Path, comp
     write_table(build_table(TableSettings(**settings), read_scores(scores), tests, TableContext(**context, methods=tuple(methods))), out)
 
 
+@stage.command("figure")
+@click.option("--settings", type=Json(), required=True)
+@click.option("--study", required=True)
+@click.option("--dataset", required=True)
+@click.option("--scale", required=True)
+@click.option("--methods", type=Json(), required=True, help="methods of the study: each keeps its colour in all figures")
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--png", type=PATH, required=True)
+@click.option("--svg", type=PATH, required=True)
+def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png: Path, svg: Path, **context: str) -> None:
+    """Draw a figure of a study."""
+    from pipeline.figures.boxplots import boxplots
+    from pipeline.figures.scatter import initial_against_final
+    from pipeline.figures.style import save
+    from pipeline.scoring import read_scores
+
+    table, shown = read_scores(scores), settings["methods"] or [name for name in methods if settings["kind"] != "scatter" or name != "identity"]
+    title = f"{settings['title']}\n{context['dataset']}, scale {context['scale']}"
+    if settings["kind"] == "scatter":
+        figure = initial_against_final(table, metric=settings["measures"][0], methods=shown, study_methods=methods, title=title)
+    else:
+        figure = boxplots(table, measures=settings["measures"], methods=shown, study_methods=methods, title=title)
+    save(figure, png)
+    save(figure, svg)
+
+
+@stage.command("pictures")
+@click.argument("manifests", type=EXISTING, nargs=-1, required=True)
+@click.option("--method", required=True)
+@click.option("--measure", required=True, help="measure by which cases are ranked")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--most", type=int, required=True, help="at most this many pictures")
+@click.option("--out", type=PATH, required=True, help="folder for the pictures")
+def pictures_stage(manifests: tuple[Path, ...], method: str, measure: str, cases: Path, scores: Path, most: int, out: Path) -> None:
+    """Draw cases of one method before and after registration, from the worst to the best."""
+    from pipeline.cases import read_cases
+    from pipeline.figures.case_pictures import draw_cases, spread_cases
+    from pipeline.registration import read_manifests
+    from pipeline.scoring import read_scores
+
+    names = spread_cases(read_scores(scores), method, measure, most)
+    draw_cases(read_cases(cases), read_manifests(manifests), names, method=method, folder=out)
+
+
 @stage.command("left-out")
 @click.argument("tables", type=EXISTING, nargs=-1, required=True)
 @click.option("--title", required=True)

@@ -101,7 +101,7 @@ def _grid_parameters(grid: Geometry) -> np.ndarray:
 def _write_h5(records: list[Record], path: Path) -> None:
     import h5py
 
-    text = h5py.string_dtype()
+    text = h5py.string_dtype("ascii")  # ITK asks for that and nothing else
     with h5py.File(path, "w", libver="earliest") as file:
         # ITK's reader wants to know who wrote the file
         for key, value in (("ITKVersion", "5.4"), ("HDFVersion", h5py.version.hdf5_version), ("OSName", "any"), ("OSVersion", "any")):

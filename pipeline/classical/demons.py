@@ -8,7 +8,17 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.classical.pyramid import LinearStage, axis_factors, check_lengths, field_on, itk_threads, level_smoothing_mm, linear_start, refined, shrunk, zero_field
+from pipeline.classical.pyramid import (
+    LinearStage,
+    axis_factors,
+    check_lengths,
+    itk_threads,
+    level_smoothing_mm,
+    linear_start,
+    refined,
+    shrunk,
+    zero_field,
+)
 from pipeline.errors import ConcordError
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import resample, smooth, warp
@@ -35,11 +45,17 @@ class Demons(Method):
     linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none' starts from the given position")
     shrink_factors: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine")
     iterations: tuple[NonNegativeInt, ...] = Setting((100, 70, 30), description="iterations at each level")
-    smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(None, description="sigma of the images' smoothing at each level, mm; null: log2(shrink factor) finest voxels")
-    field_sigma_mm: NonNegativeFloat | None = Setting(None, description="sigma of the field's smoothing at full resolution, mm; coarser levels smooth by their shrink factor more; null: 1.5 voxels")
+    smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(
+        None, description="sigma of the images' smoothing at each level, mm; null: log2(shrink factor) finest voxels"
+    )
+    field_sigma_mm: NonNegativeFloat | None = Setting(
+        None, description="sigma of the field's smoothing at full resolution, mm; coarser levels smooth by their shrink factor more; null: 1.5 voxels"
+    )
     update_sigma_mm: NonNegativeFloat = Setting(0.0, description="sigma of the update's smoothing, as above: fluid-like where positive")
     maximum_step_vx: PositiveFloat = Setting(0.5, description="longest update of one iteration, voxels of the level")
-    histogram_matching: bool = Setting(True, description="match the moving grey values to the fixed ones by quantiles first: for two scans of one sequence")
+    histogram_matching: bool = Setting(
+        True, description="match the moving grey values to the fixed ones by quantiles first: for two scans of one sequence"
+    )
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Demons:
@@ -70,7 +86,9 @@ class Demons(Method):
             method.Update()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
-            raise ConcordError(f"{fixed.name} and {moving.name}: Demons stopped at level {level + 1} ({reason}); start closer or smooth more") from error
+            raise ConcordError(
+                f"{fixed.name} and {moving.name}: Demons stopped at level {level + 1} ({reason}); start closer or smooth more"
+            ) from error
         import itk
 
         return Field(np.array(itk.array_view_from_image(method.GetOutput()), dtype=float), grid)

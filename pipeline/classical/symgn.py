@@ -35,13 +35,17 @@ class SymGN(Method):
 
     takes_masks: ClassVar[bool] = False
 
-    linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none' (paper) starts from the given position")
+    linear: LinearStage = Setting(
+        "none", description="linear stage before: mutual information by elastix; 'none' (paper) starts from the given position"
+    )
     levels: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine (authors' code)")
     warps: tuple[NonNegativeInt, ...] = Setting((8, 4, 2), description="Gauss-Newton steps at each level (authors' code)")
     alpha: PositiveFloat = Setting(0.2, description="weight of the regularisation (Simonovsky 2016: 0.2; authors' code: 0.1)")
     sigma_vx: PositiveFloat = Setting(0.5, description="Gaussian of MIND's patches, voxels of the level's grid (Simonovsky 2016)")
     variance_limits: Literal["mean", "power"] = Setting("mean", description="range of MIND's variance; 'power' depends on the intensities' unit")
-    tensor_sigma_vx: NonNegativeFloat = Setting(0.5, description="smoothing of the squared derivatives (authors' Matlab code; 0: their compiled code)")
+    tensor_sigma_vx: NonNegativeFloat = Setting(
+        0.5, description="smoothing of the squared derivatives (authors' Matlab code; 0: their compiled code)"
+    )
     sweeps: PositiveInt = Setting(25, description="sweeps of successive over-relaxation a step (authors' code)")
     relaxation: float = Setting(1.98, gt=0, lt=2, description="over-relaxation factor (authors' code)")
 

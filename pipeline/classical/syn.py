@@ -61,7 +61,7 @@ class SyN(Method):
     bins: PositiveInt = Setting(32, description="histogram bins of the mutual information")
     radius_vx: PositiveInt = Setting(4, description="radius of the correlation's window, voxels of the level's grid")
     shrink_factors: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine")
-    iterations: tuple[NonNegativeInt, ...] = Setting((40, 20, 0), description="most iterations at each level")
+    iterations: tuple[NonNegativeInt, ...] = Setting((60, 40, 20), description="most iterations at each level")
     smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(
         None, description="sigma of the images' smoothing at each level, mm; null: log2(shrink factor) finest voxels"
     )
@@ -73,8 +73,10 @@ class SyN(Method):
     total_field_sigma_mm: NonNegativeFloat = Setting(
         0.0, description="sigma of the smoothing of a level's whole field, mm at full resolution, as above"
     )
-    convergence_threshold: NonNegativeFloat = Setting(1e-7, description="a level ends when the metric's windowed slope falls below this")
-    convergence_window: PositiveInt = Setting(8, description="iterations in that window")
+    convergence_threshold: NonNegativeFloat = Setting(
+        1e-6, description="a level ends when the windowed slope of the metric falls below this; 0: never"
+    )
+    convergence_window: PositiveInt = Setting(10, description="iterations in that window")
 
     @model_validator(mode="after")
     def _levels_agree(self) -> SyN:
@@ -84,19 +86,18 @@ class SyN(Method):
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""
         start = linear_start(self.linear, pair, run)
-        halves = None
+        halves = Halves(*[zero_field(pair.fixed.geometry)] * 4)
         with itk_threads(run.threads):
             for level in range(len(self.shrink_factors)):
                 halves = self._level(pair, start, halves, level)
                 run.report("syn", (level + 1) / len(self.shrink_factors))
-        assert halves is not None
         fixed_to_middle, middle_to_moving = (refined(f, pair.fixed.geometry) for f in (halves.fixed_to_middle, halves.middle_to_moving))
         return compose(field_on(compose(fixed_to_middle, middle_to_moving), pair.fixed.geometry), start)
 
-    def _level(self, pair: Pair, start: Linear, halves: Halves | None, level: int) -> Halves:
+    def _level(self, pair: Pair, start: Linear, halves: Halves, level: int) -> Halves:
         factors = axis_factors(pair.fixed.geometry, self.shrink_factors[level])
         grid = shrunk(pair.fixed.geometry, factors)
-        before = Halves(*(refined(f, grid) for f in halves.fields())) if halves else Halves(*[zero_field(grid)] * 4)
+        before = Halves(*(refined(f, grid) for f in halves.fields()))
         if not self.iterations[level]:
             return before
         method = self._method(pair, start, before, level)

@@ -122,7 +122,9 @@ def test_voxels_longer_than_wide_give_longer_vectors():
     before = np.linalg.norm(inside(true.field_mm), axis=-1).mean()
     assert error_mm(SymGN(alpha=0.1).register(pair, Run()), true) < 0.55 * before
     straight = SymGN(warps=(1, 0, 0)).register(inverted_pair(shape)[0], Run())
-    long = SymGN(warps=(1, 0, 0)).register(Pair(*(Volume(v.array, pair.fixed.geometry) for v in (inverted_pair(shape)[0].fixed, inverted_pair(shape)[0].moving))), Run())
+    long = SymGN(warps=(1, 0, 0)).register(
+        Pair(*(Volume(v.array, pair.fixed.geometry) for v in (inverted_pair(shape)[0].fixed, inverted_pair(shape)[0].moving))), Run()
+    )
     np.testing.assert_allclose(long.field_mm, straight.field_mm * [0.8, 1.1, 2.5], atol=1e-6)
 
 
