@@ -30,7 +30,7 @@ from pipeline.classical.syn import SyN  # noqa: E402
 from pipeline.datasets.phantoms.brain import BrainPhantom, BrainSubject, make_subject, true_displacement_mm  # noqa: E402
 from pipeline.methods import Method, Pair, Run  # noqa: E402
 from pipeline.resampling import warp  # noqa: E402
-from pipeline.transforms import Field, Linear, Transform, compose, read_transform  # noqa: E402
+from pipeline.transforms import Field, Linear, Transform, compose  # noqa: E402
 from pipeline.volumes import Volume, read_vector_field  # noqa: E402
 
 ITERATIONS = (60, 40, 20)
@@ -72,7 +72,12 @@ def ants_image(volume: Volume) -> object:
 
 
 def read_part(file: Path) -> Transform:
-    return Field(*read_vector_field(file)) if file.name.endswith(".nii.gz") else read_transform(file)
+    if file.name.endswith(".nii.gz"):
+        return Field(*read_vector_field(file))
+    affine = ants.read_transform(str(file))
+    matrix, shift = np.reshape(affine.parameters[:9], (3, 3)), np.asarray(affine.parameters[9:])
+    centre = np.asarray(affine.fixed_parameters[:3])
+    return Linear(matrix, shift + centre - matrix @ centre)
 
 
 def simpleitk_demons(pair: Pair) -> Transform:

@@ -12,6 +12,7 @@ from pipeline.classical.pyramid import (
     LinearStage,
     axis_factors,
     check_lengths,
+    itk_reason,
     itk_threads,
     level_smoothing_mm,
     linear_start,
@@ -85,9 +86,8 @@ class Demons(Method):
         try:
             method.Update()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
             raise ConcordError(
-                f"{fixed.name} and {moving.name}: Demons stopped at level {level + 1} ({reason}); start closer or smooth more"
+                f"{fixed.name} and {moving.name}: Demons stopped at level {level + 1} ({itk_reason(error)}); start closer or smooth more"
             ) from error
         import itk
 

@@ -22,9 +22,11 @@ _TRANSFORMS = {
     "affine": "AffineTransform",
     "bspline": "BSplineTransform",
 }
+_PYRAMIDS = {name: f"{name}SmoothingImagePyramid" for name in ("Fixed", "Moving")}
 _OVERLAPPING = 0.25  # ours: share of the smaller box inside the other from which the header's geometry is trusted
 _FEWEST_SAMPLES = 100  # ours: voxels to compare under which no similarity is worth optimising
 _SPARSE = 0.15  # ours: share of its bounding box from which a mask is sampled by trial; elastix gives up after 10 tries a sample
+_BSPLINE_STEP_VX = 0.1  # ours: elastix's own whole voxel made B-splines run away on images without a quiet background
 _PROBES = 20_000  # points on which overlaps are measured
 
 
@@ -55,6 +57,10 @@ class ElastixMethod(Method):
         "auto", description="first move box centres or centres of mass onto each other; auto: centres, but only where the boxes hardly overlap (ours)"
     )
 
+    def prepared(self, pair: Pair) -> Pair:
+        """The pair on the grids that are compared; as it is, unless a similarity needs more."""
+        return pair
+
     def images(self, pair: Pair) -> list[tuple[Volume, Volume]]:
         """The channels that are compared, fixed and moving."""
         return [(pair.fixed, pair.moving)]
@@ -62,6 +68,12 @@ class ElastixMethod(Method):
     def metric(self) -> ParameterMap:
         """elastix's parameters of the similarity of one channel."""
         raise NotImplementedError
+
+    def load(self) -> None:
+        """elastix and what brings images to it."""
+        import itk
+
+        _ = itk.ElastixRegistrationMethod, itk.ParameterObject, itk.image_from_array, itk.MultiThreaderBase
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The transform from fixed to moving points.
@@ -71,7 +83,7 @@ class ElastixMethod(Method):
         run.report("elastix", 0.0)
         masked = self._masked(pair)
         shift = starting_shift(masked, self.initialise)
-        moved = replace(masked, moving=_moved(masked.moving, shift), moving_mask=_moved(masked.moving_mask, shift))
+        moved = self.prepared(replace(masked, moving=_moved(masked.moving, shift), moving_mask=_moved(masked.moving_mask, shift)))
         images = self.images(moved)
         maps = self.parameter_maps(moved, channels=len(images), seed=run.seed)
         found = register_images(images, maps, moved, threads=run.threads)
@@ -88,6 +100,7 @@ class ElastixMethod(Method):
                 "enlarge the masks, or set initialise to 'centre' or 'mass'"
             )
         common = {**self._course(pair, share, voxels, seed), **_pyramid(pair, self.levels), **_repeated(self.metric(), channels)}
+        common["ImageSampler"] = [common["ImageSampler"]] * channels
         return [_as_text({**common, **self._stage(stage, pair.fixed.geometry)}) for stage in self.stages]
 
     def _course(self, pair: Pair, share: float, voxels: int, seed: int) -> dict[str, Any]:
@@ -103,11 +116,7 @@ class ElastixMethod(Method):
             "RandomSeed": seed,
         }
         if self.optimiser == "asgd":
-            return values | {
-                "Optimizer": "AdaptiveStochasticGradientDescent",
-                "AutomaticParameterEstimation": True,
-                "ASGDParameterEstimationMethod": "DisplacementDistribution",
-            }
+            return values | {"Optimizer": "AdaptiveStochasticGradientDescent", "AutomaticParameterEstimation": True}
         return values | {"Optimizer": "RegularStepGradientDescent", "RelaxationFactor": 0.8, "MinimumGradientMagnitude": 1e-8}
 
     def _stage(self, stage: Stage, fixed: Geometry) -> dict[str, Any]:
@@ -115,11 +124,15 @@ class ElastixMethod(Method):
         values: dict[str, Any] = {"Transform": _TRANSFORMS[stage], "AutomaticScalesEstimation": stage != "bspline"}
         step_mm = min(fixed.spacing_mm)
         if stage == "bspline":
+            step_mm *= _BSPLINE_STEP_VX
             box_mm = np.multiply(fixed.size, fixed.spacing_mm)
             spacing_mm = np.broadcast_to(self.control_point_spacing_mm or box_mm / (self.control_points - 3) * (1 + 1e-9), len(box_mm))
             values |= {"FinalGridSpacingInPhysicalUnits": spacing_mm, "GridSpacingSchedule": _halving(self.levels)}
-            step_mm *= float(np.sqrt(np.prod(box_mm / spacing_mm + 3)))  # the step is the length of all coefficients together
-        return values | {"MaximumStepLength": step_mm, "MinimumStepLength": 1e-3 * step_mm}
+            if self.optimiser == "regular-step":  # its step is the length of all coefficients together, not of one displacement
+                step_mm *= float(np.sqrt(np.prod(box_mm / spacing_mm + 3)))
+        # of elastix's two estimates of the gain the thorough one is the safer with few parameters, and slow with many
+        estimate = "DisplacementDistribution" if stage == "bspline" else "Original"
+        return values | {"MaximumStepLength": step_mm, "MinimumStepLength": 1e-3 * step_mm, "ASGDParameterEstimationMethod": estimate}
 
     def _masked(self, pair: Pair) -> Pair:
         """The pair with masks by threshold laid over its own."""
@@ -171,7 +184,7 @@ def starting_shift(pair: Pair, how: str) -> np.ndarray:
 
 
 def threshold_mask(volume: Volume, threshold: float) -> Volume:
-    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`; holes filled (ours: the paper says no more than "restricted to the head")."""
+    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`; holes are filled (ours), as they lie in the head."""
     from scipy.ndimage import binary_fill_holes
 
     low, high = float(volume.array.min()), float(volume.array.max())
@@ -217,7 +230,7 @@ def _pyramid(pair: Pair, levels: int) -> dict[str, Any]:
     for name, volume in (("Fixed", pair.fixed), ("Moving", pair.moving)):
         spacing = np.asarray(volume.geometry.spacing_mm)
         factors = [np.maximum(1, np.round(factor * spacing.min() / spacing)).astype(int) for factor in _halving(levels)]
-        values |= {f"{name}ImagePyramid": f"{name}SmoothingImagePyramid", f"{name}ImagePyramidSchedule": np.concatenate(factors)}
+        values |= {f"{name}ImagePyramid": _PYRAMIDS[name], f"{name}ImagePyramidSchedule": np.concatenate(factors)}
     return values
 
 
@@ -226,6 +239,9 @@ def _repeated(metric: ParameterMap, channels: int) -> dict[str, Any]:
     values: dict[str, Any] = {"Registration": "MultiResolutionRegistration", "Interpolator": "LinearInterpolator", **metric}
     if channels > 1:
         weights = {f"Metric{i}Weight": 1 / channels for i in range(channels)}
+        # elastix wants its components listed once an image
+        components = {"Interpolator": "LinearInterpolator", "FixedImagePyramid": _PYRAMIDS["Fixed"], "MovingImagePyramid": _PYRAMIDS["Moving"]}
+        values |= {name: [component] * channels for name, component in components.items()}
         values |= {"Registration": "MultiMetricMultiResolutionRegistration", "Metric": metric["Metric"] * channels, **weights}
     return values
 

@@ -87,6 +87,12 @@ def check_lengths(**per_level: Sequence[float] | None) -> None:
         raise ValueError(f"one entry a level expected, coarse to fine, in each of {lengths}")
 
 
+def itk_reason(error: RuntimeError) -> str:
+    """What ITK complains of, on one line and without its source file."""
+    text = " ".join(str(error).split())
+    return text.partition("ERROR: ")[2][:200] or text[-200:]
+
+
 @contextmanager
 def itk_threads(threads: int) -> Iterator[None]:
     """Within it, every ITK filter that is made splits its work in `threads` parts."""

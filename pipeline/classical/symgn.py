@@ -31,21 +31,18 @@ class SymGN(Method):
     Both images are warped half-way towards each other, so that fixed and moving play the same part. As published it works in
     voxels of the fixed grid, whatever their shape, and from the given position; the moving image is resampled to that grid first,
     with its smallest value outside (ours). The linear system is relaxed in red-black instead of lexicographic order (ours).
+    About 60 single-precision volumes are held at the peak.
     """
 
     takes_masks: ClassVar[bool] = False
 
-    linear: LinearStage = Setting(
-        "none", description="linear stage before: mutual information by elastix; 'none' (paper) starts from the given position"
-    )
+    linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none': as given (paper)")
     levels: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine (authors' code)")
     warps: tuple[NonNegativeInt, ...] = Setting((8, 4, 2), description="Gauss-Newton steps at each level (authors' code)")
     alpha: PositiveFloat = Setting(0.2, description="weight of the regularisation (Simonovsky 2016: 0.2; authors' code: 0.1)")
     sigma_vx: PositiveFloat = Setting(0.5, description="Gaussian of MIND's patches, voxels of the level's grid (Simonovsky 2016)")
     variance_limits: Literal["mean", "power"] = Setting("mean", description="range of MIND's variance; 'power' depends on the intensities' unit")
-    tensor_sigma_vx: NonNegativeFloat = Setting(
-        0.5, description="smoothing of the squared derivatives (authors' Matlab code; 0: their compiled code)"
-    )
+    tensor_sigma_vx: NonNegativeFloat = Setting(0.5, description="smoothing of the equations (authors' Matlab code; their compiled code: 0)")
     sweeps: PositiveInt = Setting(25, description="sweeps of successive over-relaxation a step (authors' code)")
     relaxation: float = Setting(1.98, gt=0, lt=2, description="over-relaxation factor (authors' code)")
 
@@ -58,8 +55,7 @@ class SymGN(Method):
         """The forward field on the fixed grid, followed by the linear stage."""
         import torch
 
-        start, grid = linear_start(self.linear, pair, run), pair.fixed.geometry
-        moving = pair.moving
+        start, grid, moving = linear_start(self.linear, pair, run), pair.fixed.geometry, pair.moving
         if self.linear != "none" or not moving.geometry.matches(grid):
             moving = warp(moving, start, grid, background=float(moving.array.min()))
         with torch_threads(run.threads):
@@ -74,7 +70,7 @@ class SymGN(Method):
         """
         import torch
 
-        dimension, size = images.ndim - 2, images.shape[2:]
+        dimension = images.ndim - 2
         cost = np.repeat(1.0 / np.asarray(self.levels) ** dimension, self.warps)
         steps = iter(np.cumsum(cost) / cost.sum())
         fields = images.new_zeros((2, dimension, *[1] * dimension))
@@ -85,7 +81,7 @@ class SymGN(Method):
                 for _ in range(warps):
                     fields = self._step(coarse, fields)
                     (run or Run()).report("symgn", float(next(steps)))
-            return level_fields(fields, size)
+            return level_fields(fields, images.shape[2:])
 
     def _step(self, images: Tensor, fields: Tensor) -> Tensor:
         """One Gauss-Newton step of both fields, made symmetric."""
@@ -120,25 +116,27 @@ def field_of(displacement_vx: Tensor, geometry: Geometry) -> Field:
 
 
 def level_images(images: Tensor, level: int) -> Tensor:
-    """The images smoothed by a Gaussian of half the shrink factor, on a grid `level` times coarser over the same box; at least 4 voxels an axis (ours)."""
-    from torch.nn.functional import interpolate
-
+    """The images smoothed by a Gaussian of half the shrink factor, on a grid so many times coarser, at least 4 voxels an axis (ours)."""
     from metrics.similarity.mind import gaussian_taps, smoothed
 
     size = images.shape[2:]
-    coarse = [max(round(n / level), min(n, SMALLEST_AXIS)) for n in size]
     images = smoothed(images, gaussian_taps(level / 2, _PYRAMID_RADIUS_VX), range(len(size)))
-    return images if coarse == list(size) else interpolate(images, coarse, mode=_linear(len(size)), align_corners=False)
+    return _resized(images, [max(round(n / level), min(n, SMALLEST_AXIS)) for n in size])
 
 
 def level_fields(fields: Tensor, size: Sequence[int]) -> Tensor:
     """Displacements `(2, d, [z,] y, x)` carried to a grid of `size` voxels `([z,] y, x)` over the same box, in its voxels."""
+    scale = fields.new_tensor([new / old for new, old in zip(size, fields.shape[2:], strict=True)][::-1])
+    return _resized(fields, size) * scale.reshape(1, -1, *[1] * len(size))
+
+
+def _resized(stack: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear interpolation between grids over the same box (outer voxel borders kept)."""
     from torch.nn.functional import interpolate
 
-    if tuple(fields.shape[2:]) == tuple(size):
-        return fields
-    scale = fields.new_tensor([new / old for new, old in zip(size, fields.shape[2:], strict=True)][::-1])
-    return interpolate(fields, tuple(size), mode=_linear(len(size)), align_corners=False) * scale.reshape(1, -1, *[1] * len(size))
+    if list(stack.shape[2:]) == list(size):
+        return stack
+    return interpolate(stack, tuple(size), mode={2: "bilinear", 3: "trilinear"}[len(size)], align_corners=False)
 
 
 def sampled(stack: Tensor, fields_vx: Tensor) -> Tensor:
@@ -146,7 +144,7 @@ def sampled(stack: Tensor, fields_vx: Tensor) -> Tensor:
     import torch
 
     size = fields_vx.shape[2:]
-    where = fields_vx.movedim(1, -1).contiguous()
+    where = fields_vx.movedim(1, -1).clone(memory_format=torch.contiguous_format)
     for component, n in enumerate(reversed(size)):
         line = [n if axis == len(size) - 1 - component else 1 for axis in range(len(size))]
         steps = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
@@ -160,27 +158,22 @@ def difference_and_derivatives(first: Tensor, second: Tensor) -> tuple[Tensor, T
     S is the mean absolute difference over channels. Its derivative to the motion of either image is that image moved one voxel on
     less moved one voxel back, each against the other image at rest; 0 on the border (authors' code).
     """
-    dimension, channels = first.ndim - 2, first.shape[1]
-    difference = first.new_zeros(first.shape[2:])
-    derivatives = first.new_zeros((2, dimension, *first.shape[2:]))
-    for channel in range(channels):
-        difference += (first[0, channel] - second[0, channel]).abs_()
+    first, second, dimension = first[0], second[0], first.ndim - 2
+    derivatives = first.new_zeros((2, dimension, *first.shape[1:]))
     for component in range(dimension):
         axis = dimension - 1 - component
-        ahead = [_mean_ahead(first[0], second[0], axis), _mean_ahead(second[0], first[0], axis)]
+        pairs = (first, second), (second, first)
+        ahead = [_mean_difference(_but_first(own, axis + 1), _but_last(other, axis + 1)) for own, other in pairs]
         for k in (0, 1):
             # one voxel back against the other image is, seen from there, the other image one voxel on
             inside = _but_first(_but_last(derivatives[k, component], axis), axis)
             inside.add_(_but_first(ahead[k], axis)).sub_(_but_last(ahead[1 - k], axis))
-    return difference / channels, derivatives
+    return _mean_difference(first, second), derivatives
 
 
-def _mean_ahead(own: Tensor, other: Tensor, axis: int) -> Tensor:
-    """Mean over channels of |own one voxel on - other|, one voxel shorter along `axis`."""
-    total = _but_first(own[0], axis).new_zeros(_but_first(own[0], axis).shape)
-    for one, two in zip(own, other, strict=True):
-        total += (_but_first(one, axis) - _but_last(two, axis)).abs_()
-    return total.div_(len(own))
+def _mean_difference(one: Tensor, two: Tensor) -> Tensor:
+    """Mean of |one - two| over channels `(C, [z,] y, x)`, one after the other to hold no second stack."""
+    return sum((a - b).abs_() for a, b in zip(one, two, strict=True)).div_(len(one))
 
 
 def normal_equations(derivative: Tensor, difference: Tensor, sigma_vx: float) -> tuple[Tensor, Tensor]:
@@ -197,22 +190,18 @@ def normal_equations(derivative: Tensor, difference: Tensor, sigma_vx: float) ->
 
 
 class DiffusionSystem:
-    """`matrix v - alpha laplacian(field + v) = force` for an update v `(d, [z,] y, x)`: 2 d neighbours a voxel, none across the border.
-
-    `matrix` and `force` as from `normal_equations`.
-    """
+    """`matrix v - alpha laplacian(field + v) = force` for an update v `(d, [z,] y, x)`; matrix and force as from `normal_equations`."""
 
     def __init__(self, matrix: Tensor, force: Tensor, field: Tensor, alpha: float) -> None:
         d = len(field)
         triangle = [(a, b) for a in range(d) for b in range(a, d)]
         diagonal, mixed = ([k for k, (a, b) in enumerate(triangle) if (a == b) is same] for same in (True, False))
-        self.board, self.shape = _Checkerboard(field.shape[1:], field), field.shape
-        # all divided by alpha
+        self.board, self.shape = _Checkerboard(field.shape[1:], field), field.shape  # below, all is divided by alpha
         self.inverse = self.board.split((matrix[diagonal] / alpha).add_(2 * d).reciprocal_())
         self.mixed = self.board.split(matrix[mixed] / alpha)
         self.right = self.board.split(laplacian(field).add_(force, alpha=1 / alpha))
-        pairs = [triangle[k] for k in mixed]
-        self.coupled = [[(b, pairs.index((min(a, b), max(a, b)))) for b in range(d) if b != a] for a in range(d)]
+        pairs = [set(triangle[k]) for k in mixed]
+        self.coupled = [[(b, pairs.index({a, b})) for b in range(d) if b != a] for a in range(d)]
 
     def relaxed(self, sweeps: int, relaxation: float) -> Tensor:
         """v after `sweeps` of successive over-relaxation from 0.
@@ -224,7 +213,8 @@ class DiffusionSystem:
         for _ in range(sweeps):
             for colour in (0, 1):
                 own = update[colour]
-                rest = self.board.neighbours(update[1 - colour], own, colour).add_(self.right[colour])
+                # across the border a voxel stands for its missing neighbour, as in the authors' code
+                rest = self.board.neighbours(update[1 - colour], colour).addcmul_(self.board.missing[colour], own).add_(self.right[colour])
                 for a, coupled in enumerate(self.coupled):
                     for b, pair in coupled:
                         rest[a].addcmul_(self.mixed[colour][pair], own[b], value=-1)
@@ -241,11 +231,9 @@ class _Checkerboard:
         self.size = tuple(size)
         rows = sum(torch.arange(n).reshape([-1 if a == axis else 1 for a in range(len(size))]) for axis, n in enumerate(size[:-1]))
         odd = (rows % 2).to(like).reshape(*size[:-1], 1)
-        self.starts_odd = (odd, 1 - odd)
+        self.swap, self.starts_odd = odd.bool(), (odd, 1 - odd)
         present = self.split(like.new_ones((1, *size)))
-        zero = [torch.zeros_like(part) for part in present]
-        self.missing = tuple(zero)
-        self.missing = tuple((2 * len(size) - self.neighbours(present[1 - colour], zero[colour], colour)) for colour in (0, 1))
+        self.missing = tuple(2 * len(size) - self.neighbours(present[1 - colour], colour) for colour in (0, 1))
 
     def split(self, stack: Tensor) -> tuple[Tensor, Tensor]:
         """The voxels `(C, [z,] y, x)` of either colour; an odd row is filled up with 0."""
@@ -253,20 +241,18 @@ class _Checkerboard:
 
         even = torch.nn.functional.pad(stack, (0, self.size[-1] % 2))
         even, odd = even[..., ::2], even[..., 1::2]
-        swap = self.starts_odd[0].bool()
-        return torch.where(swap, odd, even), torch.where(swap, even, odd)
+        return torch.where(self.swap, odd, even), torch.where(self.swap, even, odd)
 
     def joined(self, parts: tuple[Tensor, Tensor]) -> Tensor:
         """The inverse of `split`."""
         import torch
 
-        swap = self.starts_odd[0].bool()
-        both = torch.stack([torch.where(swap, parts[1], parts[0]), torch.where(swap, parts[0], parts[1])], -1)
+        both = torch.stack([torch.where(self.swap, parts[1], parts[0]), torch.where(self.swap, parts[0], parts[1])], -1)
         return both.flatten(-2)[..., : self.size[-1]]
 
-    def neighbours(self, other: Tensor, own: Tensor, colour: int) -> Tensor:
-        """The sum over the 2 d neighbours of each voxel of a colour, itself standing for those across the border."""
-        total = other.addcmul(self.missing[colour], own)
+    def neighbours(self, other: Tensor, colour: int) -> Tensor:
+        """The sum over the neighbours of each voxel of a colour, given the voxels of the other one."""
+        total = other.clone()
         for axis in range(1, len(self.size)):
             _but_first(total, axis).add_(_but_last(other, axis))
             _but_last(total, axis).add_(_but_first(other, axis))
@@ -303,10 +289,6 @@ def inverse_field(field: Tensor) -> Tensor:
         if before.sub_(inverse).abs_().max() < _INVERSE_TOLERANCE_VX:
             break
     return inverse
-
-
-def _linear(dimension: int) -> str:
-    return "trilinear" if dimension == 3 else "bilinear"
 
 
 def _but_first(stack: Tensor, axis: int) -> Tensor:

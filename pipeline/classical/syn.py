@@ -16,6 +16,7 @@ from pipeline.classical.pyramid import (
     field_on,
     itk_field,
     itk_mask,
+    itk_reason,
     itk_threads,
     level_smoothing_mm,
     linear_start,
@@ -104,9 +105,8 @@ class SyN(Method):
         try:
             method.Update()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
             raise ConcordError(
-                f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at level {level + 1} ({reason}); start closer or check the masks"
+                f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at level {level + 1} ({itk_reason(error)}); start closer or check the masks"
             ) from error
         return _continued(before, _halves_of(method))
 

@@ -135,6 +135,9 @@ def test_variance_limits_bite_where_an_image_is_flat():
     np.testing.assert_allclose(power, loops_mind(volume[0, 0].numpy(), 0.5, 0, lambda m: sorted((m**0.5, m**2))), rtol=1e-9)
     assert relative[:, 2:-2, 2:18].min() > 0.9  # noise far under the limit looks flat
     assert (relative - power).abs().max() > 0.1
+    bright = 30 * volume  # the mean distance is now above 1, and its square above its root
+    expected = loops_mind(bright[0, 0].numpy(), 0.5, 0, lambda m: sorted((m**0.5, m**2)))
+    np.testing.assert_allclose(mind(bright, variance_limits="power")[0], expected, rtol=1e-9)
 
 
 # ---- properties

@@ -51,6 +51,7 @@ def errors_mm(transform, grid: Geometry, truth=truth) -> tuple[float, float]:
 
 
 FLAT, DEEP = Geometry.regular((64, 64), 1.0), Geometry.regular((32, 30, 34), 2.0)
+SMALL = Geometry.regular((18, 20, 16), 3.5)
 
 
 @pytest.mark.parametrize("grid", [FLAT, DEEP], ids=["2-D", "3-D"])
@@ -117,7 +118,7 @@ def test_smoothing_in_mm_means_the_same_at_any_spacing():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_runs_give_the_same_bits(threads):
-    first, second = (QUICK.register(pair_on(DEEP, DEEP), Run(threads=threads)) for _ in range(2))
+    first, second = (QUICK.register(pair_on(SMALL, SMALL), Run(threads=threads)) for _ in range(2))
     assert np.array_equal(first.field_mm, second.field_mm)
 
 

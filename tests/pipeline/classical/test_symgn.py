@@ -29,7 +29,7 @@ from pipeline.errors import ConcordError
 from pipeline.methods import METHODS, Pair, Run, create_method, run_method
 from pipeline.resampling import warp
 from pipeline.transforms import Composite, Field, Linear
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Geometry, Volume, read_volume
 
 MARGIN = 5
 SHAPES = {"2-D": (66, 61), "3-D": (30, 37, 34)}
@@ -103,11 +103,11 @@ def test_both_directions_are_inverse_to_each_other_and_change_places_with_the_im
     torch.testing.assert_close(SymGN().displacements_vx(images.flip(0)).flip(0), both, atol=1e-4, rtol=0)
 
 
-def test_two_runs_and_any_thread_count_give_the_same_bits():
+def test_two_runs_give_the_same_bits_and_more_threads_the_same_field():
     pair = inverted_pair((61, 58))[0]
     first, second, threaded = (SymGN(warps=(2, 2, 1)).register(pair, Run(threads=threads)).field_mm for threads in (1, 1, 2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, threaded)
+    np.testing.assert_allclose(first, threaded, atol=1e-3)
 
 
 def test_a_turned_grid_turns_the_vectors_and_nothing_else():
@@ -160,9 +160,7 @@ def test_a_linear_stage_is_applied_after_the_field(monkeypatch):
 def test_progress_goes_up_to_one():
     seen = []
     SymGN(warps=(2, 1, 1)).register(inverted_pair((30, 33))[0], Run(progress=lambda stage, share: seen.append(share)))
-    assert seen == sorted(seen)
-    assert len(seen) == 4
-    assert seen[-1] == pytest.approx(1)
+    assert seen == pytest.approx(np.array([1, 2, 6, 22]) / 22)  # a step costs 1/16, 1/4 and 1 of a whole one
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (5, 9, 30), (9, 10, 11)])
@@ -314,3 +312,18 @@ def test_the_thread_count_is_put_back_even_after_an_error():
         assert torch.get_num_threads() == before + 1
         raise RuntimeError
     assert torch.get_num_threads() == before
+
+
+# ---- on real volumes
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_a_known_deformation_between_averaged_t1_and_t2_is_found(real_data):
+    fixed, moving = (read_volume(real_data / "templates" / f"avg152{kind}.nii") for kind in ("T1", "T2"))
+    true = field_of(smooth_vx(fixed.array.shape, 4.0), fixed.geometry)
+    warped = fixed.with_array(warp(fixed, true, fixed.geometry).array)
+    head = (warped.array > 0.2 * warped.array.max()) & (np.linalg.norm(true.field_mm, axis=-1) > 1)
+    found = SymGN().register(Pair(warped, moving), Run())
+    left = np.linalg.norm(found.field_mm - true.field_mm, axis=-1)[head].mean()
+    assert left < 0.4 * np.linalg.norm(true.field_mm, axis=-1)[head].mean()
