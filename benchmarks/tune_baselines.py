@@ -1,0 +1,51 @@
+"""Settings of the baselines, chosen on the validation cases of a study (never on its test cases): every candidate's scores.
+
+    python benchmarks/tune_baselines.py STUDY METHOD '{"bins": 32}' '{"bins": 75}' … [--scale laptop] [--most 4]
+
+Needs the study's prepared cases: run snakemake first. The chosen settings stand in config.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from common import report
+
+from pipeline.cases import read_cases
+from pipeline.config import load_config
+from pipeline.methods import Run
+from pipeline.registration import read_manifests, register_batch, write_manifest
+from pipeline.scoring import score_cases
+
+
+def main() -> None:
+    """Print and keep mean Dice, displacement error (where the truth is known), folding and seconds of every candidate."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("method")
+    parser.add_argument("candidates", nargs="+", type=json.loads, help="settings as JSON")
+    parser.add_argument("--scale", default="laptop")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--most", type=int, default=4, help="at most this many cases")
+    given = parser.parse_args()
+    config = load_config("config.yaml", scale=given.scale)
+    cases = [case for case in read_cases(f"results/{given.scale}/{given.study}/prepared/cases.csv") if case.split == given.split][: given.most]
+    rows = []
+    for candidate in given.candidates:
+        settings = {**config.methods.get(given.method, {}), "use": given.method, **candidate}
+        with tempfile.TemporaryDirectory() as name:
+            manifest = Path(name) / "batch-0.csv"
+            write_manifest(register_batch(cases, settings, Run(threads=config.threads, seed=config.seed), manifest.parent), manifest)
+            measures = ["dice", "folding", "seconds"] + (["displacement_error_mm"] if cases[0].true_transform else [])
+            scores, failed = score_cases(cases, read_manifests([manifest]), study=given.study, method=given.method, measures=measures)
+        means = scores.groupby("metric")["value"].mean().round(4).to_dict()
+        rows.append({"settings": json.dumps(candidate), "cases": len(cases), "failed": len(failed), **means})
+        print(rows[-1], flush=True)
+    report(rows, f"tuning-{given.study}-{given.method}")
+
+
+if __name__ == "__main__":
+    main()
