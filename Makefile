@@ -34,7 +34,7 @@ test: setup lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check workflow rules
+	$(BIN)/snakefmt --line-length 150 --check workflow rules
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/workflow/lint_workflow.py
 
 smoke: setup

@@ -161,13 +161,15 @@ def methods(name: str | None) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--cases", "of_cases", is_flag=True, help="The schema of a row of a table of cases instead.")
+def schema(of_cases: bool) -> None:
     """Print the JSON schema of config.yaml."""
     import json
 
+    from pipeline.cases import Case
     from pipeline.config import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(Case.model_json_schema() if of_cases else json_schema(), indent=2, ensure_ascii=False))
 
 
 @cli.command()

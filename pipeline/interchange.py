@@ -18,7 +18,8 @@ from pipeline.elastix_files import to_elastix as to_elastix
 from pipeline.errors import ConcordError
 from pipeline.files import whole_file, write_text
 from pipeline.linear_parameters import linear_from_parameters, parameters_of
-from pipeline.transforms import BSpline, Composite, Field, Linear, Transform, compose, read_transform
+from pipeline.transform_files import read_transform
+from pipeline.transforms import BSpline, Composite, Field, Linear, Transform, compose
 from pipeline.volumes import Geometry, read_vector_field, write_vector_field
 
 _FIELD_SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")

@@ -130,7 +130,8 @@ def slice_of(volume: Volume, z: int) -> Volume:
 
 def _true_slice(case: Case, fixed: Volume, z: int, folder: Path, settings: PrepareSettings) -> Path:
     """The in-plane part of the true displacement in slice `z`, in the plane's own axes."""
-    from pipeline.transforms import Field, read_transform, write_transform
+    from pipeline.transform_files import read_transform, write_transform
+    from pipeline.transforms import Field
 
     path = folder / f"{_digest(case.true_transform, settings)}-z{z:02d}.h5"
     if not path.exists():

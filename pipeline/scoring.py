@@ -37,7 +37,7 @@ class Scored:
     """A case and its transform, with what several measures need computed once."""
 
     def __init__(self, case: Case, transform_file: Path) -> None:
-        from pipeline.transforms import read_transform
+        from pipeline.transform_files import read_transform
 
         self.case, self.transform = case, read_transform(transform_file)
 
@@ -146,7 +146,7 @@ def _quality(name: str) -> Callable[[Scored], float]:
 def _displacement_error(scored: Scored) -> float:
     """Mean distance in mm between found and true moving points, inside the fixed labels where there are any, else everywhere."""
     from metrics.accuracy import points
-    from pipeline.transforms import read_transform
+    from pipeline.transform_files import read_transform
 
     if scored.case.true_transform is None:
         raise ConcordError(f"case {scored.case.case}: no true_transform; displacement error needs one (phantoms have it)")

@@ -26,7 +26,7 @@ def register_pair(
     from pipeline.methods import Pair, Run, create_method, run_method
     from pipeline.provenance import environment, file_sha256, measured
     from pipeline.resampling import warp
-    from pipeline.transforms import read_transform, write_transform
+    from pipeline.transform_files import read_transform, write_transform
 
     chosen = create_method(method, settings)
     _writable(output)
@@ -74,7 +74,8 @@ def _quality_picture(pair: Any, transform: Any, warped: Volume, method: str, pat
 def warp_file(source: Path, transforms: tuple[Path, ...], *, kind: str, output: Path, **options: Any) -> None:
     """Apply transform files to an image, a label map or points. Options: onto (path), cubic, inverse."""
     from pipeline.resampling import warp
-    from pipeline.transforms import compose, inverse_points, invert, read_transform
+    from pipeline.transform_files import read_transform
+    from pipeline.transforms import compose, inverse_points, invert
 
     transform = compose(*(read_transform(path) for path in transforms))
     if kind == "points":
@@ -133,7 +134,8 @@ def evaluate_transform(transform: Path, *, fixed: Path, moving: Path, measures: 
 def convert_file(source: Path, target: Path, *, source_format: str, target_format: str, onto: Path | None, inverse: bool) -> None:
     """Convert a transform or an image; `auto` decides by suffix (an image source stays an image)."""
     from pipeline import interchange
-    from pipeline.transforms import invert, read_transform, write_transform
+    from pipeline.transform_files import read_transform, write_transform
+    from pipeline.transforms import invert
     from pipeline.volumes import write_vector_field
 
     if not source.exists():

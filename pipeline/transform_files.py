@@ -136,7 +136,10 @@ def _write_text(records: list[Record], path: Path) -> None:
     for number, record in enumerate(records):
         lines += [f"#Transform {number}", f"Transform: {record.name}_double_{record.dimension}_{record.dimension}"]
         if record.name != "CompositeTransform":
-            lines += [f"{key}: {' '.join(map(repr, values.tolist()))}" for key, values in (("Parameters", record.parameters), ("FixedParameters", record.fixed))]
+            lines += [
+                f"{key}: {' '.join(map(repr, values.tolist()))}"
+                for key, values in (("Parameters", record.parameters), ("FixedParameters", record.fixed))
+            ]
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 

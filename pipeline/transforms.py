@@ -1,6 +1,6 @@
 """Transforms: fixed physical points to moving physical points, in mm, LPS; evaluated with numpy, stored as ITK's.
 
-Every method ends in one of these; `read_transform` and `write_transform` speak ITK `.h5` and `.tfm`. The evaluation follows
+Every method ends in one of these; `transform_files` reads and writes them as ITK's own files. The evaluation follows
 ITK's conventions (a displacement field is linear between its samples and zero outside, a cubic B-spline is zero outside
 its valid region) and is tested against ITK point by point.
 """
@@ -12,16 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.errors import ConcordError
-from pipeline.files import whole_file
 from pipeline.volumes import Geometry
 
-SUFFIXES = (".h5", ".tfm", ".txt")
 INVERSE_TOLERANCE_MM = 1e-3
 _CHUNK = 1 << 20  # points evaluated at a time: bounds the memory of a dense evaluation
 LinearKind = Literal["translation", "rigid", "similarity", "affine"]
@@ -307,18 +304,6 @@ def slabs(geometry: Geometry) -> Iterator[tuple[slice, np.ndarray]]:
             [np.broadcast_to(inner, (*shape, inner.shape[-1])), np.broadcast_to(last.reshape(-1, *[1] * (inner.ndim - 1), 1), (*shape, 1))], -1
         )
         yield slice(start, start + len(last)), geometry.points_at(index.reshape(-1, geometry.dimension))
-
-
-def write_transform(transform: Transform, path: Path | str) -> None:
-    from pipeline.transform_files import write_transform as write
-
-    write(transform, path)
-
-
-def read_transform(path: Path | str) -> Transform:
-    from pipeline.transform_files import read_transform as read
-
-    return read(path)
 
 
 def to_itk(transform: Transform) -> Any:

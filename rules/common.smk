@@ -16,6 +16,8 @@ wildcard_constraints:
     study=names(settings.studies),
     method=names(settings.methods),
     batch=r"\d+",
+    table=names(name for study in settings.studies.values() for name in study.tables),
+    figure=names(name for study in settings.studies.values() for name in study.figures),
 
 
 def as_json(model):
@@ -44,3 +46,33 @@ def all_results():
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
     return wanted
+
+
+def dataset_files(wildcards):
+    """The table of cases of the study's dataset, and the volumes made with it."""
+    folder = f"{OUT}/datasets/{study_of(wildcards).dataset}"
+    return {"cases": f"{folder}/cases.csv", "volumes": f"{folder}/volumes"}
+
+
+def manifests(wildcards):
+    """The tables of results of all batches of a method."""
+    batches = range(study_of(wildcards).batches)
+    return [f"{OUT}/{wildcards.study}/transforms/{wildcards.method}/batch-{batch}.csv" for batch in batches]
+
+
+def of_methods(pattern):
+    """One file a method of the job's study."""
+    return lambda wildcards: expand(pattern, study=wildcards.study, method=study_of(wildcards).methods)
+
+
+def table_sources(wildcards):
+    """The scores of a study, and its tests where it has any."""
+    compared = study_of(wildcards).comparison is not None
+    return {"scores": f"{OUT}/{wildcards.study}/scores.csv"} | ({"comparisons": f"{OUT}/{wildcards.study}/comparisons.csv"} if compared else {})
+
+
+def context(wildcards):
+    """What a caption says of the run."""
+    study = study_of(wildcards)
+    methods = json.dumps(study.methods)
+    return f"--study {wildcards.study} --dataset {study.dataset} --scale {settings.scale} --methods '{methods}'"

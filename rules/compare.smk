@@ -11,14 +11,14 @@ rule compare:
             subcategory="Tests",
             labels={"what": "comparisons"},
         ),
-    params:
-        settings=lambda wildcards: as_json(study_of(wildcards).comparison),
-        seed=settings.seed,
-        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     log:
         f"{OUT}/logs/compare/{{study}}.log",
     benchmark:
         f"{OUT}/benchmarks/compare/{{study}}.tsv"
+    params:
+        settings=lambda wildcards: as_json(study_of(wildcards).comparison),
+        seed=settings.seed,
+        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     shell:
         "python -m pipeline stage compare --scores {input:q} --settings {params.settings:q} --seed {params.seed}"
         " --out {params.stem:q} >{log:q} 2>&1"

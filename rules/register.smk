@@ -4,19 +4,19 @@ rule register:
         volumes=f"{STUDY}/prepared/volumes",
     output:
         f"{STUDY}/transforms/{{method}}/batch-{{batch}}.csv",
-    params:
-        settings=lambda wildcards: as_json(settings.method(wildcards.method)),
-        batches=lambda wildcards: study_of(wildcards).batches,
-        seed=settings.seed,
     log:
         f"{OUT}/logs/register/{{study}}/{{method}}-{{batch}}.log",
     benchmark:
         f"{OUT}/benchmarks/register/{{study}}/{{method}}-{{batch}}.tsv"
+    # a case that takes the process down is left out at the third attempt; the finished ones are not run again
+    retries: 2
     threads: settings.threads
     resources:
         mem_mb=4000,
-    # a case that takes the process down is left out at the third attempt; the finished ones are not run again
-    retries: 2
+    params:
+        settings=lambda wildcards: as_json(settings.method(wildcards.method)),
+        batches=lambda wildcards: study_of(wildcards).batches,
+        seed=settings.seed,
     shell:
         "python -m pipeline stage register --settings {params.settings:q} --cases {input.cases:q} --batch {wildcards.batch}"
         " --batches {params.batches} --seed {params.seed} --threads {threads} --manifest {output:q} >{log:q} 2>&1"

@@ -1,23 +1,3 @@
-wildcard_constraints:
-    table=names(name for study in settings.studies.values() for name in study.tables),
-    figure=names(name for study in settings.studies.values() for name in study.figures),
-
-
-def table_sources(wildcards):
-    """The scores of a study, and its tests where it has any."""
-    compared = study_of(wildcards).comparison is not None
-    return {"scores": f"{OUT}/{wildcards.study}/scores.csv"} | (
-        {"comparisons": f"{OUT}/{wildcards.study}/comparisons.csv"} if compared else {}
-    )
-
-
-def context(wildcards):
-    """What a caption says of the run."""
-    study = study_of(wildcards)
-    methods = json.dumps(study.methods)
-    return f"--study {wildcards.study} --dataset {study.dataset} --scale {settings.scale} --methods '{methods}'"
-
-
 rule table:
     input:
         unpack(table_sources),
@@ -32,15 +12,15 @@ rule table:
             subcategory="Tables",
             labels={"what": "{table}"},
         ),
+    log:
+        f"{OUT}/logs/table/{{study}}/{{table}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/table/{{study}}/{{table}}.tsv"
     params:
         settings=lambda wildcards: as_json(study_of(wildcards).tables[wildcards.table]),
         context=context,
         comparisons=lambda wildcards, input: f"--comparisons {input.comparisons}" if "comparisons" in input.keys() else "",
         stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
-    log:
-        f"{OUT}/logs/table/{{study}}/{{table}}.log",
-    benchmark:
-        f"{OUT}/benchmarks/table/{{study}}/{{table}}.tsv"
     shell:
         "python -m pipeline stage table --settings {params.settings:q} {params.context} --scores {input.scores:q}"
         " {params.comparisons} --out {params.stem:q} >{log:q} 2>&1"
@@ -58,14 +38,14 @@ rule figure:
             labels={"what": "{figure}"},
         ),
         svg=f"{STUDY}/figures/{{figure}}.svg",
-    params:
-        settings=lambda wildcards: as_json(study_of(wildcards).figures[wildcards.figure]),
-        context=context,
-        text=lambda wildcards: study_of(wildcards).figures[wildcards.figure].caption,
     log:
         f"{OUT}/logs/figure/{{study}}/{{figure}}.log",
     benchmark:
         f"{OUT}/benchmarks/figure/{{study}}/{{figure}}.tsv"
+    params:
+        settings=lambda wildcards: as_json(study_of(wildcards).figures[wildcards.figure]),
+        context=context,
+        text=lambda wildcards: study_of(wildcards).figures[wildcards.figure].caption,
     shell:
         "python -m pipeline stage figure --settings {params.settings:q} {params.context} --scores {input:q}"
         " --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
@@ -86,13 +66,13 @@ rule pictures:
             subcategory="Cases, {method}",
             labels={"what": "{case}"},
         ),
-    params:
-        cases=lambda wildcards: study_of(wildcards).pictures.cases,
-        measure=lambda wildcards: study_of(wildcards).measures[0],
     log:
         f"{OUT}/logs/pictures/{{study}}/{{method}}.log",
     benchmark:
         f"{OUT}/benchmarks/pictures/{{study}}/{{method}}.tsv"
+    params:
+        cases=lambda wildcards: study_of(wildcards).pictures.cases,
+        measure=lambda wildcards: study_of(wildcards).measures[0],
     shell:
         "python -m pipeline stage pictures {input.manifests:q} --method {wildcards.method} --measure {params.measure}"
         " --cases {input.cases:q} --scores {input.scores:q} --most {params.cases} --out {output:q} >{log:q} 2>&1"
@@ -112,12 +92,12 @@ rule left_out:
             subcategory="Tests",
             labels={"what": "left out"},
         ),
-    params:
-        title=lambda wildcards: study_of(wildcards).title,
-        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     log:
         f"{OUT}/logs/left_out/{{study}}.log",
     benchmark:
         f"{OUT}/benchmarks/left_out/{{study}}.tsv"
+    params:
+        title=lambda wildcards: study_of(wildcards).title,
+        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     shell:
         "python -m pipeline stage left-out {input:q} --title {params.title:q} --out {params.stem:q} >{log:q} 2>&1"

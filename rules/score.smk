@@ -1,14 +1,3 @@
-def manifests(wildcards):
-    """The tables of results of all batches of a method."""
-    batches = range(study_of(wildcards).batches)
-    return [f"{OUT}/{wildcards.study}/transforms/{wildcards.method}/batch-{batch}.csv" for batch in batches]
-
-
-def of_methods(pattern):
-    """One file a method of the job's study."""
-    return lambda wildcards: expand(pattern, study=wildcards.study, method=study_of(wildcards).methods)
-
-
 rule score:
     input:
         manifests=manifests,
@@ -17,12 +6,12 @@ rule score:
     output:
         scores=f"{STUDY}/scores/{{method}}.csv",
         excluded=f"{STUDY}/scores/{{method}}-excluded.csv",
-    params:
-        measures=lambda wildcards: json.dumps(study_of(wildcards).measures),
     log:
         f"{OUT}/logs/score/{{study}}/{{method}}.log",
     benchmark:
         f"{OUT}/benchmarks/score/{{study}}/{{method}}.tsv"
+    params:
+        measures=lambda wildcards: json.dumps(study_of(wildcards).measures),
     shell:
         "python -m pipeline stage score {input.manifests:q} --study {wildcards.study} --method {wildcards.method}"
         " --measures {params.measures:q} --cases {input.cases:q} --scores {output.scores:q} --excluded {output.excluded:q} >{log:q} 2>&1"

@@ -25,7 +25,7 @@ _TRANSFORMS = {
 _PYRAMIDS = {name: f"{name}SmoothingImagePyramid" for name in ("Fixed", "Moving")}
 _OVERLAPPING = 0.25  # ours: share of the smaller box inside the other from which the header's geometry is trusted
 _FEWEST_SAMPLES = 100  # ours: voxels to compare under which no similarity is worth optimising
-_SPARSE = 0.15  # ours: share of its bounding box from which a mask is sampled by trial; elastix gives up after 10 tries a sample
+_SPARSE = 0.3  # ours: share of its bounding box from which a mask is sampled by trial, between voxels too; elastix gives up after 10 tries
 _BSPLINE_STEP_VX = 0.1  # ours: elastix's own whole voxel made B-splines run away on images without a quiet background
 _PROBES = 20_000  # points on which overlaps are measured
 
@@ -114,6 +114,7 @@ class ElastixMethod(Method):
             # elastix's own quarter, of what can land at all: a small moving image in a large fixed one is no failure
             "RequiredRatioOfValidSamples": 0.25 * share,
             "RandomSeed": seed,
+            "ErodeMask": False,  # elastix would peel several voxels off every mask, and thin ones away
         }
         if self.optimiser == "asgd":
             return values | {"Optimizer": "AdaptiveStochasticGradientDescent", "AutomaticParameterEstimation": True}

@@ -102,8 +102,9 @@ class _Maker:
 
 def _with_truth(cases: list[Case], makers: dict[str, _Maker], folder: Path, run: Run) -> list[Case]:
     """The cases with their true transforms: one file for all directions of an ordered pair, the identity within a subject."""
+    from pipeline.transform_files import write_transform
     from pipeline.transforms import Field as DisplacementField
-    from pipeline.transforms import Linear, write_transform
+    from pipeline.transforms import Linear
 
     phantom = next(iter(makers.values())).phantom
     grid = truth_grid(phantom.geometry)

@@ -56,7 +56,8 @@ class BrainWeb(FolderDataset, PairedDataset):
 
     def cases(self, folder: Path, run: Run) -> Found:
         """Pairs of images with the chosen noise, inhomogeneity and slices; converted volumes and the true transform go to `folder`."""
-        from pipeline.transforms import Linear, write_transform
+        from pipeline.transform_files import write_transform
+        from pipeline.transforms import Linear
 
         subjects, left_out = self._subjects(self.found_root())
         subjects, left_out = taken(subjects, left_out, self.subjects)

@@ -68,8 +68,8 @@ def written(folder: Path, phantom: CardiacPhantom, number: int, seed: int) -> Ci
 
 
 def _write(subject: CineSubject, phantom: CardiacPhantom, seed: int) -> None:
+    from pipeline.transform_files import write_transform
     from pipeline.transforms import Field as DisplacementField
-    from pipeline.transforms import write_transform
     from pipeline.volumes import write_volume
 
     made = make_subject(phantom, seed, subject.group)

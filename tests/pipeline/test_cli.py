@@ -28,7 +28,12 @@ def folder(tmp_path) -> Path:
     moving = blob_volume(GRID)
     truth = smooth_field(GRID, 4.0)
     labels = moving.with_array((moving.array > 0.6).astype(np.uint8))
-    volumes = {"moving": moving, "fixed": warp(moving, truth, GRID), "labels": labels, "true_labels": warp(labels, truth, GRID, interpolation="nearest")}
+    volumes = {
+        "moving": moving,
+        "fixed": warp(moving, truth, GRID),
+        "labels": labels,
+        "true_labels": warp(labels, truth, GRID, interpolation="nearest"),
+    }
     for name, volume in volumes.items():
         write_volume(volume, place / f"{name}.nii.gz")
     write_transform(truth, place / "truth.h5")
@@ -103,7 +108,9 @@ def test_evaluate_prints_what_the_inputs_allow(folder, capsys):
     assert float(values["dice"][2]) == 1.0
     assert float(values["displacement_error_mm"][1]) < 1e-4
     assert "tre_mm" not in values
-    status, _, told = run(capsys, "evaluate", folder / "truth.h5", "--fixed", folder / "fixed.nii.gz", "--moving", folder / "moving.nii.gz", "--measure", "tre_mm")
+    status, _, told = run(
+        capsys, "evaluate", folder / "truth.h5", "--fixed", folder / "fixed.nii.gz", "--moving", folder / "moving.nii.gz", "--measure", "tre_mm"
+    )
     assert status == 1
     assert "no landmarks" in told
 
@@ -163,7 +170,17 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(folder, capsys):
 
 def test_traceback_is_there_for_who_asks(folder):
     before = sys.argv
-    sys.argv = ["concord", "--traceback", "warp", str(folder / "gone.nii.gz"), str(folder / "truth.h5"), "--onto", str(folder / "gone.nii.gz"), "-o", "x.nii.gz"]
+    sys.argv = [
+        "concord",
+        "--traceback",
+        "warp",
+        str(folder / "gone.nii.gz"),
+        str(folder / "truth.h5"),
+        "--onto",
+        str(folder / "gone.nii.gz"),
+        "-o",
+        "x.nii.gz",
+    ]
     try:
         with pytest.raises(Exception, match=r"gone\.nii\.gz"):
             main()
@@ -183,7 +200,9 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(folder, tmp_path):
 
     command = [sys.executable, "-m", "pipeline", "warp", folder / "moving.nii.gz", folder / "truth.h5", "--onto", folder / "fixed.nii.gz", "-o"]
     for name in ("big.mha", "big.nii.gz"):
-        done = subprocess.run([*command, tmp_path / name], preexec_fn=limit, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+        done = subprocess.run(
+            [*command, tmp_path / name], preexec_fn=limit, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+        )
         assert done.returncode == 1, name
         assert name in done.stderr
         assert not list(tmp_path.glob("*big*")), name

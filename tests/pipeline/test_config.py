@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.cases import Case
 from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_config
 from pipeline.errors import ConcordError
 
@@ -27,6 +28,8 @@ def test_the_projects_own_config_is_valid_at_every_scale(scale):
 def test_the_schema_in_the_project_is_the_one_of_the_code():
     stored = json.loads((ROOT / "workflow" / "schemas" / "config.schema.json").read_text())
     assert stored == json_schema(), "run: concord schema > workflow/schemas/config.schema.json"
+    stored = json.loads((ROOT / "workflow" / "schemas" / "cases.schema.json").read_text())
+    assert stored == Case.model_json_schema(), "run: concord schema --cases > workflow/schemas/cases.schema.json"
 
 
 def test_every_key_is_described():

@@ -11,7 +11,8 @@ from examples import oblique_geometry
 from pipeline.cases import Case
 from pipeline.prepare import Exclusion, PrepareSettings, prepare_cases, read_exclusions, write_exclusions
 from pipeline.resampling import warp
-from pipeline.transforms import Field, read_transform, write_transform
+from pipeline.transform_files import read_transform, write_transform
+from pipeline.transforms import Field
 from pipeline.volumes import Geometry, Volume, read_volume, write_volume
 
 

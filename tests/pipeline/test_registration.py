@@ -14,7 +14,8 @@ from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.methods import Method, Run
 from pipeline.registration import read_manifests, register_batch, share_of, write_manifest
-from pipeline.transforms import Linear, read_transform
+from pipeline.transform_files import read_transform
+from pipeline.transforms import Linear
 from pipeline.volumes import write_volume
 
 calls: list[str] = []

@@ -12,7 +12,8 @@ from examples import blob_volume
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.scoring import COLUMNS, MEASURES, Scored, measure_rows, read_points, read_scores, score_cases
-from pipeline.transforms import Linear, write_transform
+from pipeline.transform_files import write_transform
+from pipeline.transforms import Linear
 from pipeline.volumes import Geometry, Volume, write_volume
 
 GRID = Geometry.regular((30, 24, 16), (1.0, 2.0, 3.0))

@@ -57,7 +57,9 @@ def test_damaged_files_are_refused_by_name(suffix, tmp_path):
 
 
 def test_unknown_types_and_suffixes_are_refused(tmp_path):
-    (tmp_path / "t.tfm").write_text("#Insight Transform File V1.0\nTransform: ThinPlateSplineKernelTransform_double_3_3\nParameters: 1\nFixedParameters: 1\n")
+    (tmp_path / "t.tfm").write_text(
+        "#Insight Transform File V1.0\nTransform: ThinPlateSplineKernelTransform_double_3_3\nParameters: 1\nFixedParameters: 1\n"
+    )
     with pytest.raises(ConcordError, match=r"t\.tfm: ThinPlate"):
         read_transform(tmp_path / "t.tfm")
     with pytest.raises(ConcordError, match="suffix"):

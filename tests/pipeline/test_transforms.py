@@ -7,6 +7,7 @@ import pytest
 from examples import KINDS, oblique_geometry, rotation, smooth_field, transforms_of
 
 from pipeline.errors import ConcordError
+from pipeline.transform_files import read_transform, write_transform
 from pipeline.transforms import (
     BSpline,
     Composite,
@@ -17,9 +18,7 @@ from pipeline.transforms import (
     from_itk,
     inverse_points,
     invert,
-    read_transform,
     to_itk,
-    write_transform,
 )
 from pipeline.volumes import Geometry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def small_motion(dimension: int, volume: Volume, kind: str = "rigid") -> Linear:
     return Linear(matrix, centre - matrix @ centre + np.array([2.0, -1.5, 1.0])[:dimension], kind)
 
 
-def wave(volume: Volume, amplitude_mm: float = 3.0) -> Field:
+def wave(volume: Volume, amplitude_mm: float = 5.0) -> Field:
     """A smooth deformation that fades out at the border."""
     along = (volume.geometry.grid_points() - volume.geometry.points_at(np.zeros(volume.dimension))) @ np.asarray(volume.geometry.direction)
     phase = np.pi * along / volume.geometry.extent_mm
@@ -91,7 +92,7 @@ def test_every_linear_stage_finds_its_own_motion(stage):
 def test_a_deformation_is_found_across_contrasts(dimension):
     moving = head(dimension)
     true = Composite((wave(moving), small_motion(dimension, moving, "similarity")))
-    settings = MutualInformation(iterations=150, samples=4000, bins=32)
+    settings = MutualInformation(iterations=100, samples=3000, bins=32)
     found = run_method(settings, Pair(seen_through(moving, true), moving), Run())
     assert [type(part) for part in found.parts] == [Linear, BSpline]
     linear_alone = error_mm(found.parts[0], true, moving)
@@ -126,12 +127,16 @@ def test_what_lies_outside_the_masks_does_not_matter():
         array[:, 46:] = np.random.default_rng(0).uniform(0, 1e4, size=array[:, 46:].shape)
         return volume.with_array(array)
 
-    settings, masks = MutualInformation(stages=["rigid"], iterations=150), {"fixed_mask": fixed.with_array(halves), "moving_mask": moving.with_array(wide)}
+    settings, masks = (
+        MutualInformation(stages=["rigid"], iterations=150),
+        {"fixed_mask": fixed.with_array(halves), "moving_mask": moving.with_array(wide)},
+    )
     clean = run_method(settings, Pair(fixed, moving, **masks), Run())
     dirty = run_method(settings, Pair(spoilt(fixed), spoilt(moving), **masks), Run())
     assert error_mm(clean, true, moving) < 0.5
     assert error_mm(dirty, clean, moving) < 0.02
     unmasked = run_method(settings, Pair(spoilt(fixed), spoilt(moving)), Run())
+
     assert error_mm(unmasked, true, moving) > 1
 
 
@@ -149,7 +154,9 @@ def test_a_sparse_mask_is_sampled_all_the_same():
     moving = head(3)
     true = small_motion(3, moving)
     sparse = (np.random.default_rng(0).uniform(size=moving.array.shape) < 0.05).astype(np.uint8)
-    found = run_method(MutualInformation(stages=["rigid"], iterations=150), Pair(seen_through(moving, true), moving, moving.with_array(sparse)), Run())
+    found = run_method(
+        MutualInformation(stages=["rigid"], iterations=150), Pair(seen_through(moving, true), moving, moving.with_array(sparse)), Run()
+    )
     assert error_mm(found, true, moving) < 0.3
 
 
@@ -222,7 +229,10 @@ def test_the_shift_lays_boxes_or_masses_onto_each_other():
 
 
 def test_the_overlap_counts_what_both_masks_share():
-    fixed, moving = Volume(np.zeros((10, 10)), Geometry.regular((10, 10), 1.0, (0, 0))), Volume(np.zeros((10, 10)), Geometry.regular((10, 10), 1.0, (5, 0)))
+    fixed, moving = (
+        Volume(np.zeros((10, 10)), Geometry.regular((10, 10), 1.0, (0, 0))),
+        Volume(np.zeros((10, 10)), Geometry.regular((10, 10), 1.0, (5, 0))),
+    )
     assert overlap(Pair(fixed, moving)) == (0.5, 100)
     left, top = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
     left[:, :6], top[:3] = 1, 1
@@ -249,7 +259,9 @@ def test_what_stops_elastix_is_told_in_one_line_with_both_names():
         run_method(MutualInformation(stages=["rigid"]), Pair(thin, thin), Run())
     assert "\n" not in str(told.value)
     with pytest.raises(ConcordError, match="too many samples fall outside"):
-        elastix_run._update(_FailingFilter("Description: ITK ERROR: Metric(0x1): Too many samples map outside moving image buffer: 3 / 90"), Pair(thin, thin))
+        elastix_run._update(
+            _FailingFilter("Description: ITK ERROR: Metric(0x1): Too many samples map outside moving image buffer: 3 / 90"), Pair(thin, thin)
+        )
 
 
 class _FailingFilter:
@@ -271,8 +283,7 @@ class _FailingFilter:
         assert not on
 
     def Update(self) -> None:
-        with open(f"{self.folder}/{self.name}", "w") as log:
-            log.write(self.reason)
+        Path(self.folder, self.name).write_text(self.reason)
         raise RuntimeError("Internal elastix error")
 
 
@@ -309,7 +320,9 @@ def test_control_points_can_be_given_by_their_distance():
     np.testing.assert_allclose(found.grid.spacing_mm, 8.0)
 
 
-@pytest.mark.parametrize(("key", "value"), [("stages", []), ("stages", ["spline"]), ("levels", 0), ("bins", 1), ("mask_threshold", 1.0), ("initialise", "yes")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("stages", []), ("stages", ["spline"]), ("levels", 0), ("bins", 1), ("mask_threshold", 1.0), ("initialise", "yes")]
+)
 def test_settings_are_checked(key, value):
     with pytest.raises(ConcordError, match=f"methods.mi.{key}"):
         create_method("mi", {key: value})
@@ -321,7 +334,7 @@ def test_the_result_is_what_elastix_and_transformix_say_it_is(dimension, tmp_pat
 
     moving = head(dimension)
     fixed = seen_through(moving, Composite((wave(moving), small_motion(dimension, moving, "similarity"))))
-    settings = MutualInformation(stages=["translation", "rigid", "similarity", "affine", "bspline"], iterations=20, samples=1000)
+    settings = MutualInformation(stages=["translation", "rigid", "similarity", "affine", "bspline"], iterations=8, samples=1000)
     images = [volumes.to_itk(volume, np.float32) for volume in (fixed, moving)]
     parameters = itk.ParameterObject.New()
     for values in settings.parameter_maps(Pair(fixed, moving), seed=5):
@@ -329,7 +342,7 @@ def test_the_result_is_what_elastix_and_transformix_say_it_is(dimension, tmp_pat
     _, found = itk.elastix_registration_method(*images, parameter_object=parameters, number_of_threads=1, log_to_console=False)
     theirs = itk.transformix_deformation_field(images[1], found, log_to_console=False, output_directory=str(tmp_path))
     theirs = np.array(itk.array_from_image(theirs))
-    assert np.abs(theirs).max() > 2
+    assert np.abs(theirs).max() > 1
     maps = [dict(found.GetParameterMap(i)) for i in range(found.GetNumberOfParameterMaps())]
     np.testing.assert_allclose(from_elastix(maps).displacement_mm(fixed.geometry), theirs, atol=1e-3)
     ours = run_method(settings, Pair(fixed, moving), Run(seed=5))

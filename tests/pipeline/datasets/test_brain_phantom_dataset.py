@@ -12,7 +12,7 @@ from pipeline.datasets.keeping import subject_seed
 from pipeline.datasets.phantoms.brain import make_subject, true_displacement_mm
 from pipeline.datasets.registry import create_dataset
 from pipeline.methods import Run
-from pipeline.transforms import read_transform
+from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume
 
 FLAT = {"subjects": 3, "spacing_mm": 4.0, "slice_mm": 5.0, "population": "neonate"}

@@ -115,7 +115,7 @@ def test_images_of_one_anatomy_are_cases_whose_truth_is_the_identity(tmp_path):
     cases, left_out = cases_of(tmp_path)
     assert [(case.case, case.moving_subject) for case in cases] == [("normal_t1-normal_t2", ""), ("normal_t2-normal_t1", "")]
     assert left_out == []
-    from pipeline.transforms import read_transform
+    from pipeline.transform_files import read_transform
     from pipeline.volumes import read_volume
 
     assert np.allclose(read_transform(cases[0].true_transform).points(np.array([[1.0, 2.0, 3.0]])), [[1, 2, 3]])

@@ -12,7 +12,7 @@ from pipeline.datasets.keeping import subject_seed
 from pipeline.datasets.phantoms.cardiac import GROUPS, make_subject
 from pipeline.datasets.registry import create_dataset
 from pipeline.methods import Run
-from pipeline.transforms import read_transform
+from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume
 
 SMALL = {"subjects": 7, "size": 48, "slices": 2, "spacing_mm": 4.0, "direction": "both", "folds": 3}
