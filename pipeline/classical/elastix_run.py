@@ -45,15 +45,15 @@ def register_images(images: Sequence[tuple[Volume, Volume]], maps: Sequence[Para
     for values in maps:
         parameters.AddParameterMap(values)
     elastix.SetParameterObject(parameters)
-    elastix.SetNumberOfThreads(threads)
-    _update(elastix, pair)
+    with _threads_set(threads):
+        _update(elastix, pair)
     found = elastix.GetTransformParameterObject()
     return from_elastix([dict(found.GetParameterMap(i)) for i in range(found.GetNumberOfParameterMaps())])
 
 
 def _update(elastix: Any, pair: Pair) -> None:
     """Run the filter. elastix tells its reasons in its log only, which is written where nobody sees it."""
-    with tempfile.TemporaryDirectory(prefix="concord-elastix-") as folder, _threads_kept():
+    with tempfile.TemporaryDirectory(prefix="concord-elastix-") as folder:
         elastix.SetOutputDirectory(folder)
         elastix.SetLogFileName("log.txt")
         elastix.SetLogToFile(True)
@@ -67,11 +67,17 @@ def _update(elastix: Any, pair: Pair) -> None:
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
-    """elastix sets the thread count of the whole process; put it back."""
+def _threads_set(threads: int) -> Iterator[None]:
+    """The thread count of the whole process, put back in the end.
+
+    elastix's own SetNumberOfThreads does the same, without the putting back, and crashes with several metrics and threads
+    (InsightSoftwareConsortium/ITKElastix, issue 160).
+    """
     import itk
 
     most, default = itk.MultiThreaderBase.GetGlobalMaximumNumberOfThreads(), itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
+    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(threads)
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -34,25 +33,11 @@ UPDATE_SIGMA_VX = 3**0.5
 """Sigma of the update's smoothing unless told in mm: variance 3 voxels, ITK's and ANTs' default."""
 
 
-@dataclass(frozen=True)
-class Halves:
-    """SyN's state: the two half-way maps and their inverses, on one level's grid."""
-
-    fixed_to_middle: Field
-    middle_to_fixed: Field
-    moving_to_middle: Field
-    middle_to_moving: Field
-
-    def fields(self) -> tuple[Field, Field, Field, Field]:
-        """The four fields, in the order of the constructor."""
-        return self.fixed_to_middle, self.middle_to_fixed, self.moving_to_middle, self.middle_to_moving
-
-
 class SyN(Method):
     """Symmetric normalisation (Avants et al., Med Image Anal 2008): both images are warped to a middle, and the halves joined.
 
-    ITK runs one level at a time: Python has no adaptor for carrying fields between levels, so a level starts from the halves
-    of the one before it as initial transforms, and the composed fields go on.
+    The halves and their inverses go from level to level as ITK's adaptors would carry them: Python has none of these, so an
+    observer refines the fields when a level begins (see `_carry`).
     """
 
     linear: LinearStage = Setting(
@@ -87,57 +72,64 @@ class SyN(Method):
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""
         start = linear_start(self.linear, pair, run)
-        halves = Halves(*[zero_field(pair.fixed.geometry)] * 4)
         with itk_threads(run.threads):
-            for level in range(len(self.shrink_factors)):
-                halves = self._level(pair, start, halves, level)
-                run.report("syn", (level + 1) / len(self.shrink_factors))
-        fixed_to_middle, middle_to_moving = (refined(f, pair.fixed.geometry) for f in (halves.fixed_to_middle, halves.middle_to_moving))
-        return compose(field_on(compose(fixed_to_middle, middle_to_moving), pair.fixed.geometry), start)
+            method = self._method(pair, start)
+            self._run(method, pair, run)
+        from_fixed, from_moving = method.GetModifiableFixedToMiddleTransform(), method.GetModifiableMovingToMiddleTransform()
+        halves = (from_itk(from_fixed), from_itk(from_moving.GetInverseTransform()))
+        field = field_on(compose(*(refined(half, pair.fixed.geometry) for half in halves)), pair.fixed.geometry)
+        return compose(field, start)
 
-    def _level(self, pair: Pair, start: Linear, halves: Halves, level: int) -> Halves:
-        factors = axis_factors(pair.fixed.geometry, self.shrink_factors[level])
-        grid = shrunk(pair.fixed.geometry, factors)
-        before = Halves(*(refined(f, grid) for f in halves.fields()))
-        if not self.iterations[level]:
-            return before
-        method = self._method(pair, start, before, level)
+    def _run(self, method: Any, pair: Pair, run: Run) -> None:
+        """Run all levels; at the start of each the fields are brought onto its grid."""
+        import itk
+
+        levels, begun = len(self.shrink_factors), []
+
+        def begin() -> None:
+            level = method.GetCurrentLevel()
+            if level in begun:  # ITK tells of every iteration under the same name
+                return
+            begun.append(level)
+            run.report("syn", level / levels)
+            if level:
+                _carry(method, shrunk(pair.fixed.geometry, axis_factors(pair.fixed.geometry, self.shrink_factors[level])))
+
+        method.AddObserver(itk.IterationEvent(), begin)
         try:
             method.Update()
         except RuntimeError as error:
-            raise ConcordError(
-                f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at level {level + 1} ({itk_reason(error)}); start closer or check the masks"
-            ) from error
-        return _continued(before, _halves_of(method))
+            reason = f"level {method.GetCurrentLevel() + 1}: {itk_reason(error)}"
+            raise ConcordError(f"{pair.fixed.name} and {pair.moving.name}: SyN stopped at {reason}; start closer or check the masks") from error
+        finally:
+            method.RemoveAllObservers()
+        run.report("syn", 1.0)
 
-    def _method(self, pair: Pair, start: Linear, before: Halves, level: int) -> Any:
-        """ITK's method for one level, ready to run: images seen through the halves so far, new halves at zero."""
+    def _method(self, pair: Pair, start: Linear) -> Any:
+        """ITK's method, ready to run."""
         import itk
 
-        d, geometry = pair.fixed.dimension, pair.fixed.geometry
-        factors, grid = axis_factors(geometry, self.shrink_factors[level]), before.fixed_to_middle.geometry
-        kind = itk.Image[itk.F, d]
+        geometry, levels = pair.fixed.geometry, len(self.shrink_factors)
+        kind = itk.Image[itk.F, pair.fixed.dimension]
         method = itk.SyNImageRegistrationMethod[kind, kind].New()
         method.SetFixedImage(image_of(pair.fixed, np.float32))
         method.SetMovingImage(image_of(pair.moving, np.float32))
+        method.SetMovingInitialTransform(to_itk(start))
         method.SetMetric(self._metric(pair))
-        method.SetNumberOfLevels(1)
-        shrink = itk.FixedArray[itk.UI, d]()
-        for axis, factor in enumerate(factors):
-            shrink.SetElement(axis, factor)
-        method.SetShrinkFactorsPerDimension(0, shrink)
+        method.SetNumberOfLevels(levels)
+        for level, factor in enumerate(self.shrink_factors):
+            method.SetShrinkFactorsPerDimension(level, _per_axis(axis_factors(geometry, factor)))
         # plain lists: ITK's Python layer crashes on the Array[D] that the C++ signature names
-        method.SetSmoothingSigmasPerLevel([level_smoothing_mm(self.smoothing_mm, self.shrink_factors, geometry)[level]])
+        method.SetSmoothingSigmasPerLevel(list(level_smoothing_mm(self.smoothing_mm, self.shrink_factors, geometry)))
         method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-        method.SetNumberOfIterationsPerLevel([self.iterations[level]])
+        method.SetNumberOfIterationsPerLevel(list(self.iterations))
         method.SetLearningRate(self.gradient_step)
         method.SetConvergenceThreshold(self.convergence_threshold or -np.inf)
         method.SetConvergenceWindowSize(self.convergence_window)
         update_vx, total_vx = self._field_sigmas_vx(geometry)
         method.SetGaussianSmoothingVarianceForTheUpdateField(update_vx**2)
         method.SetGaussianSmoothingVarianceForTheTotalField(total_vx**2)
-        method.SetFixedInitialTransform(to_itk(before.middle_to_fixed))
-        method.SetMovingInitialTransform(to_itk(compose(before.middle_to_moving, start)))
+        grid = shrunk(geometry, axis_factors(geometry, self.shrink_factors[0]))
         method.SetInitialTransform(itk_field(zero_field(grid), zero_field(grid)))
         method.InPlaceOn()
         return method
@@ -168,25 +160,23 @@ class SyN(Method):
         return update, self.total_field_sigma_mm / voxel_mm
 
 
-def _halves_of(method: Any) -> Halves:
-    """What one level found, each field on the level's grid."""
-    fields = []
+def _carry(method: Any, grid: Geometry) -> None:
+    """Bring both halves, their inverses and ITK's (still empty) result onto the grid of the level that begins."""
     for half in (method.GetModifiableFixedToMiddleTransform(), method.GetModifiableMovingToMiddleTransform()):
-        forward = from_itk(half)
-        inverse = from_itk(half.GetInverseTransform())
-        fields += [forward, inverse]
-    return Halves(*fields)
+        _put(half, refined(from_itk(half), grid), refined(from_itk(half.GetInverseTransform()), grid))
+    _put(method.GetModifiableTransform(), zero_field(grid), zero_field(grid))
 
 
-def _continued(before: Halves, found: Halves) -> Halves:
-    """The halves so far and what the next level found beyond them, joined on that level's grid.
+def _put(transform: Any, field: Field, inverse: Field) -> None:
+    """Give an ITK displacement-field transform new fields, on a new grid."""
+    transform.SetDisplacementField(to_itk(field).GetDisplacementField())
+    transform.SetInverseDisplacementField(to_itk(inverse).GetDisplacementField())
 
-    The new middle lies beyond the old one: towards it the old map is applied first, from it the new one.
-    """
-    grid = found.fixed_to_middle.geometry
-    return Halves(
-        field_on(compose(before.fixed_to_middle, found.fixed_to_middle), grid),
-        field_on(compose(found.middle_to_fixed, before.middle_to_fixed), grid),
-        field_on(compose(before.moving_to_middle, found.moving_to_middle), grid),
-        field_on(compose(found.middle_to_moving, before.middle_to_moving), grid),
-    )
+
+def _per_axis(factors: tuple[int, ...]) -> Any:
+    import itk
+
+    shrink = itk.FixedArray[itk.UI, len(factors)]()
+    for axis, factor in enumerate(factors):
+        shrink.SetElement(axis, factor)
+    return shrink

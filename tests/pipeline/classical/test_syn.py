@@ -177,6 +177,12 @@ def test_levels_carry_on_where_the_last_one_ended():
     assert np.abs(first).max() > 1
 
 
+def test_progress_is_told_when_levels_begin_and_at_the_end():
+    told = []
+    QUICK.register(pair_on(FLAT, FLAT), Run(progress=lambda stage, fraction: told.append((stage, fraction))))
+    assert told == [("syn", 0.0), ("syn", 0.5), ("syn", 1.0)]
+
+
 def test_smoothing_in_mm_is_turned_into_voxels():
     settings = SyN(update_field_sigma_mm=3.0, total_field_sigma_mm=1.0)
     assert settings._field_sigmas_vx(Geometry.regular((8, 8), 2.0)) == pytest.approx((1.5, 0.5))
