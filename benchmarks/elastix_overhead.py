@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from common import interleaved, median_ratio, report
@@ -19,21 +21,24 @@ from pipeline.methods import Pair, Run, run_method
 from pipeline.volumes import Geometry, Volume, to_itk
 
 GOAL = 1.15
-SIZES = {"96 x 96 x 32 (prostate)": (96, 96, 32), "128 x 128 x 128": (128, 128, 128)}
+SIZES = {"96 x 96 x 32": (96, 96, 32), "128 x 128 x 128": (128, 128, 128)}
 SETTINGS = {
     "rigid": MutualInformation(stages=["rigid"], iterations=100),
-    "similarity, b-spline": MutualInformation(iterations=100),
-    "similarity, b-spline, masks": MutualInformation(iterations=100, mask_threshold=0.3),
+    "similarity, b-spline": MutualInformation(iterations=50),
+    "similarity, b-spline, masks": MutualInformation(iterations=50, mask_threshold=0.3),
 }
 
 
 def pair_of(size: tuple[int, int, int]) -> Pair:
+    """A textured ellipsoid and the same in another contrast, 2 voxels off."""
     geometry = Geometry.regular(size, 1.0)
-    image = gaussian_filter(np.random.default_rng(0).normal(size=geometry.shape), 4).astype(np.float32)
-    return Pair(Volume(image, geometry), Volume(np.roll(image**2, 2, axis=2), geometry))
+    texture = gaussian_filter(np.random.default_rng(0).normal(size=geometry.shape), 3)
+    inside = np.linalg.norm(geometry.grid_points() / (0.4 * geometry.extent_mm), axis=-1) < 1
+    image = gaussian_filter(inside * (3 + texture / texture.std()), 1).astype(np.float32)
+    return Pair(Volume(image, geometry), Volume(np.roll(np.abs(image - 2), 2, axis=2), geometry))
 
 
-def bare(method: MutualInformation, pair: Pair, threads: int) -> object:
+def bare(method: MutualInformation, pair: Pair, threads: int) -> Callable[[], object]:
     """elastix alone, images and masks already its own."""
     import itk
 
@@ -52,21 +57,19 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for size_name, size in SIZES.items():
         pair = pair_of(size)
-        for name, method in SETTINGS.items():
-            ours, theirs = interleaved(
-                lambda method=method, pair=pair: run_method(method, pair, Run(threads=threads)), bare(method, pair, threads), runs=runs
-            )
-            medians = statistics.median(ours), statistics.median(theirs)
-            ratio = medians[0] / medians[1]
+        for stages, method in SETTINGS.items():
+            ours, theirs = interleaved(partial(run_method, method, pair, Run(threads=threads)), bare(method, pair, threads), runs=runs)
+            seconds, bare_seconds = statistics.median(ours), statistics.median(theirs)
             row = {
                 "size": size_name,
-                "stages": name,
+                "stages": stages,
                 "threads": threads,
                 "runs": runs,
-                "ours_s": round(medians[0], 3),
-                "elastix_s": round(medians[1], 3),
+                "ours_s": round(seconds, 3),
+                "elastix_s": round(bare_seconds, 3),
             }
-            rows.append(row | {"ratio": round(ratio, 3), "pairwise_ratio": round(median_ratio(ours, theirs), 3), "under_goal": ratio < GOAL})
+            ratios = {"ratio": round(seconds / bare_seconds, 3), "pairwise_ratio": round(median_ratio(ours, theirs), 3)}
+            rows.append(row | ratios | {"under_goal": seconds / bare_seconds < GOAL})
     report(rows, "elastix_overhead")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from pipeline.errors import ConcordError
 from pipeline.prepare import Exclusion
 from pipeline.volumes import Volume, read_volume
 
+log = logging.getLogger(__name__)
 COLUMNS = ("study", "method", "fold", "subject", "case", "start", "structure", "metric", "value", "unit")
 
 
@@ -203,11 +205,19 @@ FROM_MANIFEST = ("seconds", "peak_memory_mib")
 def score_cases(
     cases: Iterable[Case], manifest: pd.DataFrame, *, study: str, method: str, measures: Iterable[str]
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
-    """Scores of one method's cases, and the cases that could not be registered or scored, with the reason."""
+    """Scores of one method's cases, and the cases that could not be registered or scored, with the reason.
+
+    A measure for which no case has the files (a true transform, landmarks) is left out with a warning; where only some lack
+    them, those cases are excluded by name.
+    """
     rows: list[tuple[object, ...]] = []
     excluded: list[Exclusion] = []
     outcome = manifest.set_index("case")
-    measures = list(measures)
+    cases, measures = list(cases), list(measures)
+    beyond = [name for name in measures if not any(MEASURES[name].possible(case) for case in cases)]
+    if beyond:  # a real dataset has no true transform: the measure is left out, its column stays empty
+        log.warning("no case has what these measures need, they are left out: %s", ", ".join(beyond))
+    measures = [name for name in measures if name not in beyond]
     for case in cases:
         if case.case not in outcome.index:
             excluded.append(Exclusion(case.case, method, "not in any manifest; run the registration again"))

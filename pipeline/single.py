@@ -67,7 +67,10 @@ def _quality_picture(pair: Any, transform: Any, warped: Volume, method: str, pat
 
     before = resample(pair.moving, pair.fixed.geometry)
     summary = quality_summary(pair.fixed, before, warped, transform.displacement_vx(pair.fixed.geometry))
-    save(qc_picture(pair.fixed, before, warped, summary=summary, title=f"{pair.moving.name} on {pair.fixed.name}, {method}"), path)
+    save(
+        qc_picture(pair.fixed, before, warped, summary=summary, title=f"{Path(pair.moving.name).name} on {Path(pair.fixed.name).name}, {method}"),
+        path,
+    )
     return summary
 
 

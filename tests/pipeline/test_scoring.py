@@ -93,6 +93,17 @@ def test_scores_are_tidy_and_failures_are_named(case, tmp_path):
     )
 
 
+def test_a_measure_that_no_case_allows_is_left_out_and_not_the_cases(case, tmp_path, caplog):
+    real = case.model_copy(update={"true_transform": None})
+    manifest = pd.DataFrame(
+        [("a", "done", tmp_path / "found.h5", 1.0, 90.0, "")], columns=["case", "status", "transform", "seconds", "peak_memory_mib", "reason"]
+    )
+    scores, excluded = score_cases([real], manifest, study="x", method="mi", measures=["dice", "displacement_error_mm"])
+    assert scores["metric"].unique().tolist() == ["dice"]
+    assert excluded == []
+    assert "displacement_error_mm" in caplog.text
+
+
 def test_labels_on_another_grid_are_refused(case):
     write_volume(Volume(np.ones((3, 3, 3), np.uint8), Geometry.regular((3, 3, 3))), case.moving_labels)
     with pytest.raises(ConcordError, match=r"moving_labels\.mha: label map"):
