@@ -21,11 +21,11 @@ from pipeline.methods import Pair, Run, run_method
 from pipeline.volumes import Geometry, Volume, to_itk
 
 GOAL = 1.15
-SIZES = {"96 x 96 x 32": (96, 96, 32), "128 x 128 x 128": (128, 128, 128)}
+SIZES = {"96 x 96 x 32": (96, 96, 32), "112 x 112 x 112": (112, 112, 112)}
 SETTINGS = {
-    "rigid": MutualInformation(stages=["rigid"], iterations=100),
-    "similarity, b-spline": MutualInformation(iterations=50),
-    "similarity, b-spline, masks": MutualInformation(iterations=50, mask_threshold=0.3),
+    "rigid": MutualInformation(stages=["rigid"], iterations=50),
+    "similarity, b-spline": MutualInformation(iterations=25),
+    "similarity, b-spline, masks": MutualInformation(iterations=25, mask_threshold=0.3),
 }
 
 

@@ -6,6 +6,7 @@ orders happens in this module and in `transforms`, nowhere else.
 
 from __future__ import annotations
 
+import gzip
 import re
 import zlib
 from collections.abc import Sequence
@@ -295,6 +296,23 @@ def _itk_write(image: Any, path: Path) -> None:
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:200]
             raise ConcordError(f"{path}: cannot be written ({reason}); is the disk full or the folder read-only?") from error
+        expected = itk.array_view_from_image(image).nbytes
+        if _stored_bytes(temporary, expected) < expected:  # ITK's NIfTI writer says nothing when the disk is full
+            raise ConcordError(f"{path}: the disk took less than was written; free some space and run again")
+
+
+def _stored_bytes(path: Path, most: int) -> int:
+    """Bytes of samples that a file gives back, unpacked where it is packed; counted up to `most`."""
+    if not path.name.endswith(".gz"):
+        return path.stat().st_size
+    found = 0
+    try:
+        with gzip.open(path) as stream:
+            while found < most and (chunk := stream.read(1 << 24)):
+                found += len(chunk)
+    except (EOFError, OSError, zlib.error):
+        return 0
+    return found
 
 
 def _read_nifti(path: Path) -> Volume:

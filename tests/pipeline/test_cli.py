@@ -199,7 +199,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(folder, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
     command = [sys.executable, "-m", "pipeline", "warp", folder / "moving.nii.gz", folder / "truth.h5", "--onto", folder / "fixed.nii.gz", "-o"]
-    for name in ("big.mha", "big.nii.gz"):
+    for name in ("big.mha", "big.nii.gz", "big.nrrd"):
         done = subprocess.run(
             [*command, tmp_path / name], preexec_fn=limit, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
         )

@@ -106,6 +106,6 @@ def test_scales_choose_values_at_any_depth():
 
 def test_settings_come_with_their_defaults_as_plain_json():
     config = load_config(ROOT / "config.yaml")
-    assert config.method("mi-masked")["mask_threshold"] == 0.01
+    assert config.method("mi-masked")["mask_threshold"] == 0.1
     assert config.method("mi-masked")["use"] == "mi-masked"
     assert json.loads(json.dumps(config.dataset("brain-neonate")))["population"] == "neonate"
