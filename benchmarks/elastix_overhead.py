@@ -21,7 +21,7 @@ from pipeline.methods import Pair, Run, run_method
 from pipeline.volumes import Geometry, Volume, to_itk
 
 GOAL = 1.15
-SIZES = {"96 x 96 x 32": (96, 96, 32), "112 x 112 x 112": (112, 112, 112)}
+SIZES = {"96 x 96 x 32": (96, 96, 32), "96 x 96 x 96": (96, 96, 96)}
 SETTINGS = {
     "rigid": MutualInformation(stages=["rigid"], iterations=50),
     "similarity, b-spline": MutualInformation(iterations=25),

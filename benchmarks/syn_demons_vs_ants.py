@@ -4,6 +4,7 @@ python benchmarks/syn_demons_vs_ants.py [spacing_mm] [pairs] [threads]
 
 antspyx has no Demons: the peer is the same ITK filter through SimpleITK, in the multi-scale loop that its users write; antspyx's
 time-varying mean-squares method stands beside it. A small pair is registered first by all, so that loading libraries is not timed.
+antspyx fixes its own stop rule (1e-7 over 8 iterations), so it may do fewer iterations than ours: `iterations` are the most.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from pipeline.transforms import Field, Linear, Transform, compose  # noqa: E402
 from pipeline.volumes import Volume, read_vector_field  # noqa: E402
 
 ITERATIONS = (60, 40, 20)
+FIRST_SEED = 101
+"""Subjects from here on: settings were chosen on seeds 1 to 6, which this comparison leaves alone."""
 Register = Callable[[Pair], Transform]
 
 
@@ -107,10 +110,10 @@ def sitk_image(volume: Volume) -> sitk.Image:
 
 
 def comparisons() -> list[Comparison]:
-    no_stop = SyN(linear="none", convergence_threshold=0, iterations=ITERATIONS)
+    stopping = SyN(linear="none", convergence_threshold=1e-6)
     return [
         Comparison("SyN MI", ("t1", "t2"), ours(SyN(linear="none")), "antspyx SyNOnly mattes", antspyx("SyNOnly", "mattes", 32)),
-        Comparison("SyN MI, no early stop", ("t1", "t2"), ours(no_stop), "antspyx SyNOnly mattes", antspyx("SyNOnly", "mattes", 32)),
+        Comparison("SyN MI, stop at 1e-6", ("t1", "t2"), ours(stopping), "antspyx SyNOnly mattes", antspyx("SyNOnly", "mattes", 32)),
         Comparison("affine + SyN MI", ("t1", "t2"), ours(SyN()), "antspyx SyN mattes", antspyx("SyN", "mattes", 32)),
         Comparison("Demons", ("t1", "t1"), ours(Demons()), "SimpleITK Demons", simpleitk_demons),
         Comparison(
@@ -158,7 +161,7 @@ def main() -> None:
     spacing_mm = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
     pairs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
     phantom, small = BrainPhantom(spacing_mm=spacing_mm), BrainPhantom(spacing_mm=6.0)
-    subjects = [(make_subject(phantom, 2 * n + 1), make_subject(phantom, 2 * n + 2)) for n in range(pairs)]
+    subjects = [(make_subject(phantom, FIRST_SEED + 2 * n), make_subject(phantom, FIRST_SEED + 2 * n + 1)) for n in range(pairs)]
     warm_up = (make_subject(small, 1), make_subject(small, 2))
     unmoved = [scores(Linear.identity(3), *subject) for subject in subjects]
     start = {key: round(float(np.mean([row[key] for row in unmoved])), 4) for key in unmoved[0]}

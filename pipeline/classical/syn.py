@@ -60,7 +60,7 @@ class SyN(Method):
         0.0, description="sigma of the smoothing of a level's whole field, mm at full resolution, as above"
     )
     convergence_threshold: NonNegativeFloat = Setting(
-        1e-6, description="a level ends when the windowed slope of the metric falls below this; 0: never"
+        0.0, description="a level ends when the windowed slope of the metric falls below this; 0: never"
     )
     convergence_window: PositiveInt = Setting(10, description="iterations in that window")
 

@@ -67,7 +67,7 @@ def initial_against_final(
         limits += [before.min(), before.max(), after.min(), after.max()]
     _equal_axes(axis, min(limits), max(limits), metric)
     figure.legend(loc="outside lower center", ncols=1, handletextpad=0.4)
-    axis.set_title(title, loc="left", wrap=True)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -61,7 +61,7 @@ def test_scatter_has_equal_axes_with_names_and_the_line_of_no_change():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("Dice before registration", "Dice after registration")
     line = axis.lines[0]
     assert (line.get_linestyle(), list(line.get_xdata())) == ("--", list(line.get_ydata()))
-    assert axis.get_title(loc="left") == "Fig. 2"
+    assert axis.figure.get_suptitle() == "Fig. 2"
 
 
 def test_scatter_counts_what_became_better_worse_and_stayed():
