@@ -16,6 +16,7 @@ from pipeline.classical.pyramid import (
     itk_threads,
     level_smoothing_mm,
     linear_start,
+    load_linear,
     refined,
     shrunk,
     zero_field,
@@ -62,6 +63,13 @@ class Demons(Method):
     def _levels_agree(self) -> Demons:
         check_lengths(shrink_factors=self.shrink_factors, iterations=self.iterations, smoothing_mm=self.smoothing_mm)
         return self
+
+    def load(self) -> None:
+        """ITK's Demons, and elastix where there is a linear stage."""
+        import itk
+
+        _ = itk.DiffeomorphicDemonsRegistrationFilter, itk.HistogramMatchingImageFilter, itk.image_from_array
+        load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""

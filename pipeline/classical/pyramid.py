@@ -63,6 +63,14 @@ def refined(field: Field, geometry: Geometry) -> Field:
     return Field(np.stack(parts, axis=-1).reshape(*geometry.shape, geometry.dimension), geometry)
 
 
+def load_linear(stage: LinearStage) -> None:
+    """Load elastix where a linear stage will need it."""
+    if stage != "none":
+        from pipeline.classical.elastix import MutualInformation
+
+        MutualInformation().load()
+
+
 def linear_start(stage: LinearStage, pair: Pair, run: Run) -> Linear:
     """The linear transform that a deformable method starts from: mutual information by elastix, or the identity."""
     if stage == "none":

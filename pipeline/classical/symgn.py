@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.classical.pyramid import SMALLEST_AXIS, LinearStage, check_lengths, linear_start
+from pipeline.classical.pyramid import SMALLEST_AXIS, LinearStage, check_lengths, linear_start, load_linear
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import warp
 from pipeline.transforms import Field, Transform, compose
@@ -50,6 +50,12 @@ class SymGN(Method):
     def _levels_agree(self) -> SymGN:
         check_lengths(levels=self.levels, warps=self.warps)
         return self
+
+    def load(self) -> None:
+        """torch, and elastix where there is a linear stage."""
+        import torch  # noqa: F401
+
+        load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The forward field on the fixed grid, followed by the linear stage."""

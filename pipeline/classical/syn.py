@@ -19,6 +19,7 @@ from pipeline.classical.pyramid import (
     itk_threads,
     level_smoothing_mm,
     linear_start,
+    load_linear,
     refined,
     shrunk,
     zero_field,
@@ -68,6 +69,13 @@ class SyN(Method):
     def _levels_agree(self) -> SyN:
         check_lengths(shrink_factors=self.shrink_factors, iterations=self.iterations, smoothing_mm=self.smoothing_mm)
         return self
+
+    def load(self) -> None:
+        """ITK's SyN, and elastix where there is a linear stage."""
+        import itk
+
+        _ = itk.SyNImageRegistrationMethod, itk.MattesMutualInformationImageToImageMetricv4, itk.ANTSNeighborhoodCorrelationImageToImageMetricv4
+        load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""

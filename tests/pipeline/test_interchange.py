@@ -89,6 +89,17 @@ def test_the_order_of_euler_angles_is_the_one_that_elastix_uses(zyx, tmp_path):
     np.testing.assert_allclose(from_elastix(file).displacement_mm(geometry), theirs, atol=CLOSE_MM / 100)
 
 
+@both_dimensions
+def test_an_oblique_b_spline_grid_lies_where_elastix_lays_it(dimension, tmp_path):
+    geometry = oblique_geometry(dimension)
+    grid = geometry.resized((8, 9, 7)[:dimension])
+    transform = BSpline(np.random.default_rng(0).uniform(-1, 1, size=(dimension, *grid.shape)), grid)
+    file = to_elastix(transform, geometry, tmp_path)[0]
+    theirs = transformix_displacement(file, geometry, tmp_path)
+    np.testing.assert_allclose(transform.displacement_mm(geometry), theirs, atol=CLOSE_MM / 100)
+    np.testing.assert_allclose(from_elastix(file).displacement_mm(geometry), theirs, atol=CLOSE_MM / 100)
+
+
 def test_a_grid_that_starts_at_another_index_is_placed_as_elastix_places_it(tmp_path):
     geometry, transform = oblique_geometry(2), transforms_of(2)["b-spline"]
     file = to_elastix(transform, geometry, tmp_path)[0]
@@ -196,6 +207,15 @@ def test_ants_files_come_back(kind, dimension, suffix, tmp_path):
     points = voxel_centres(geometry)
     back = from_ants(to_ants(transform, tmp_path / f"t{suffix}", geometry))
     np.testing.assert_allclose(back.points(points), transform.points(points), atol=CLOSE_MM / 100)
+
+
+@both_dimensions
+def test_a_list_of_ants_files_comes_back_in_its_order(dimension, tmp_path):
+    kinds, points = transforms_of(dimension), random_points(dimension)
+    transform = Composite((kinds["field"], kinds["affine"]))
+    files = to_ants(transform, tmp_path / "t.nii.gz")
+    assert [file.name for file in files] == ["t0.nii.gz", "t1.mat"]
+    np.testing.assert_allclose(from_ants(files).points(points), transform.points(points), atol=CLOSE_MM / 100)
 
 
 @pytest.mark.parametrize("suffix", [".mat", ".txt"])
