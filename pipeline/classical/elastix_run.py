@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.classical.pyramid import itk_threads
 from pipeline.errors import ConcordError
 from pipeline.interchange import from_elastix
 from pipeline.methods import Pair
@@ -45,7 +45,7 @@ def register_images(images: Sequence[tuple[Volume, Volume]], maps: Sequence[Para
     for values in maps:
         parameters.AddParameterMap(values)
     elastix.SetParameterObject(parameters)
-    with _threads_set(threads):
+    with itk_threads(threads):
         _update(elastix, pair)
     found = elastix.GetTransformParameterObject()
     return from_elastix([dict(found.GetParameterMap(i)) for i in range(found.GetNumberOfParameterMaps())])
@@ -64,25 +64,6 @@ def _update(elastix: Any, pair: Pair) -> None:
             log = Path(folder, "log.txt")
             told = log.read_text(errors="replace") if log.exists() else str(error)
             raise ConcordError(f"{pair.fixed.name} and {pair.moving.name}: elastix stopped: {_reason(told)}") from error
-
-
-@contextmanager
-def _threads_set(threads: int) -> Iterator[None]:
-    """The thread count of the whole process, put back in the end.
-
-    elastix's own SetNumberOfThreads does the same, without the putting back, and crashes with several metrics and threads
-    (InsightSoftwareConsortium/ITKElastix, issue 160).
-    """
-    import itk
-
-    most, default = itk.MultiThreaderBase.GetGlobalMaximumNumberOfThreads(), itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
-    itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(threads)
-    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
-    try:
-        yield
-    finally:
-        itk.MultiThreaderBase.SetGlobalMaximumNumberOfThreads(most)
-        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(default)
 
 
 def _reason(log: str) -> str:

@@ -103,15 +103,21 @@ def itk_reason(error: RuntimeError) -> str:
 
 @contextmanager
 def itk_threads(threads: int) -> Iterator[None]:
-    """Within it, every ITK filter that is made splits its work in `threads` parts."""
+    """Within it, ITK and elastix work with `threads` threads; the process's own counts are put back in the end.
+
+    elastix's own SetNumberOfThreads does not put them back, and crashes with several metrics and threads.
+    """
     import itk
 
-    before = itk.MultiThreaderBase.GetGlobalDefaultNumberOfThreads()
-    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(threads)
+    threader = itk.MultiThreaderBase
+    most, default = threader.GetGlobalMaximumNumberOfThreads(), threader.GetGlobalDefaultNumberOfThreads()
+    threader.SetGlobalMaximumNumberOfThreads(max(threads, 1))
+    threader.SetGlobalDefaultNumberOfThreads(threads)
     try:
         yield
     finally:
-        itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(before)
+        threader.SetGlobalMaximumNumberOfThreads(most)
+        threader.SetGlobalDefaultNumberOfThreads(default)
 
 
 def itk_field(field: Field, inverse: Field | None = None) -> Any:
