@@ -130,12 +130,13 @@ def convert(source: Path, target: Path, **options: Any) -> None:
     """Convert a transform, or an image from one format to another.
 
     \b
-    Formats of transforms: itk (.h5, .tfm), elastix (TransformParameters.0.txt), ants (.mat or a displacement field .nii.gz),
+    Formats of transforms: itk (.h5, .tfm), elastix (a folder of TransformParameters.N.txt; read one
+    of them, its chain follows), ants (.mat or a displacement field .nii.gz),
     field (displacements in mm as a vector image on the grid of --onto).
 
     \b
     Examples:
-      concord convert out/transform.h5 out/TransformParameters.0.txt --to elastix
+      concord convert out/transform.h5 out/elastix --to elastix --onto t1.nii.gz
       concord convert out/transform.h5 field.nii.gz --to field --onto t1.nii.gz
       concord convert series/ image.nii.gz
     """

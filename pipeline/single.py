@@ -156,13 +156,15 @@ def convert_file(source: Path, target: Path, *, source_format: str, target_forma
     if target_format == "field":
         geometry = _needed(grid, "a field")
         return write_vector_field(transform.displacement_mm(geometry), geometry, target)
-    if target_format == "auto" and target.name.startswith("TransformParameters"):
-        target_format = "elastix"
     if target_format == "elastix":
-        return interchange.to_elastix(transform, _needed(grid, "an elastix parameter file"), target)
-    if target_format == "ants":
-        return interchange.to_ants(transform, target)
-    return write_transform(transform, target)
+        if target.suffix:
+            raise ConcordError(f"{target}: elastix wants one file a part; name a folder, TransformParameters.N.txt go into it")
+        interchange.to_elastix(transform, _needed(grid, "an elastix parameter file"), target)
+    elif target_format == "ants":
+        interchange.to_ants(transform, target, grid)
+    else:
+        write_transform(transform, target)
+    return None
 
 
 def _needed(grid: Geometry | None, what: str) -> Geometry:

@@ -125,6 +125,13 @@ def test_convert_goes_between_formats_and_back(folder, capsys):
     assert run(capsys, "convert", folder / "truth.h5", folder / "field.nii.gz", "--to", "field", "--onto", folder / "fixed.nii.gz")[0] == 0
     assert run(capsys, "convert", folder / "field.nii.gz", folder / "again.h5", "--from", "ants")[0] == 0
     np.testing.assert_allclose(read_transform(folder / "again.h5").points(points), read_transform(folder / "truth.h5").points(points), atol=1e-3)
+    onto = ("--onto", folder / "fixed.nii.gz")
+    assert run(capsys, "convert", folder / "a.h5", folder / "elastix", "--to", "elastix", *onto)[0] == 0
+    assert run(capsys, "convert", folder / "elastix" / "TransformParameters.0.txt", folder / "e.h5")[0] == 0
+    np.testing.assert_allclose(read_transform(folder / "e.h5").points(points), affine.points(points), atol=1e-6)
+    status, _, told = run(capsys, "convert", folder / "a.h5", folder / "TransformParameters.0.txt", "--to", "elastix", *onto)
+    assert status == 1
+    assert "name a folder" in told
     assert run(capsys, "convert", folder / "fixed.nii.gz", folder / "fixed.mha")[0] == 0
     np.testing.assert_array_equal(read_volume(folder / "fixed.mha").array, read_volume(folder / "fixed.nii.gz").array)
 
