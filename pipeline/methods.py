@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "symgn": ("pipeline.classical.symgn:SymGN", {}),
     "demons": ("pipeline.classical.demons:Demons", {}),
     "syn": ("pipeline.classical.syn:SyN", {}),
+    "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""
@@ -43,11 +44,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Run:
-    """How a method is run: the same seed and thread count give the same bits. `progress(stage, fraction)` is called on long work."""
+    """How a method is run: the same seed and thread count give the same bits. `progress(stage, fraction)` is called on long work.
+
+    A method that iterates appends a row an iteration to `trace`, where a list is given.
+    """
 
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float], None] | None = None
+    trace: list[dict[str, Any]] | None = None
 
     def report(self, stage: str, fraction: float) -> None:
         """Tell how far a stage has come, where somebody listens."""

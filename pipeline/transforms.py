@@ -126,7 +126,7 @@ class BSpline(Transform):
         inside = np.all((index >= 1) & (index <= size - 2), axis=-1)
         index = np.clip(index, 1, size - 2)
         first = np.clip(np.floor(index).astype(int) - 1, 0, size - 4)
-        weights = _cubic_weights(index - first)  # (n, d, 4)
+        weights = cubic_weights(index - first)  # (n, d, 4)
         moved = np.zeros_like(points_mm)
         flat = self.coefficients_mm.reshape(self.dimension, -1)
         for corner in product(range(4), repeat=self.dimension):  # the 16 or 64 neighbours, all points at once
@@ -279,11 +279,11 @@ def cubic_basis(index: np.ndarray, control_points: int) -> np.ndarray:
     clipped = np.clip(index, 1, control_points - 2)
     first = np.clip(np.floor(clipped).astype(int) - 1, 0, control_points - 4)
     basis = np.zeros((len(index), control_points))
-    basis[np.arange(len(index))[:, None], first[:, None] + np.arange(4)] = _cubic_weights(clipped - first)
+    basis[np.arange(len(index))[:, None], first[:, None] + np.arange(4)] = cubic_weights(clipped - first)
     return basis * inside[:, None]
 
 
-def _cubic_weights(distance: np.ndarray) -> np.ndarray:
+def cubic_weights(distance: np.ndarray) -> np.ndarray:
     """Weights of the 4 control points at 0, 1, 2, 3 for positions `distance` in [1, 2]; a new last axis of length 4."""
     t = np.abs(distance[..., None] - np.arange(4))
     return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.classical.elastix_run import ParameterMap, register_images
-from pipeline.errors import ConcordError
 from pipeline.methods import Method, Pair, Run
+from pipeline.starting import FEWEST_SAMPLES, Initialise, common_voxels, masked_by_threshold, placed_earlier, starting_shift
 from pipeline.transforms import Linear, Transform, compose
 from pipeline.volumes import Geometry, Volume
 
@@ -23,11 +23,8 @@ _TRANSFORMS = {
     "bspline": "BSplineTransform",
 }
 _PYRAMIDS = {name: f"{name}SmoothingImagePyramid" for name in ("Fixed", "Moving")}
-_OVERLAPPING = 0.25  # ours: share of the smaller box inside the other from which the header's geometry is trusted
-_FEWEST_SAMPLES = 100  # ours: voxels to compare under which no similarity is worth optimising
 _SPARSE = 0.3  # ours: share of its bounding box from which a mask is sampled by trial, between voxels too; elastix gives up after 10 tries
 _BSPLINE_STEP_VX = 0.1  # ours: elastix's own whole voxel made B-splines run away on images without a quiet background
-_PROBES = 20_000  # points on which overlaps are measured
 
 
 class ElastixMethod(Method):
@@ -49,11 +46,9 @@ class ElastixMethod(Method):
     optimiser: Literal["asgd", "regular-step"] = Field(
         "asgd", description="asgd: fresh samples each iteration (ours); regular-step: fixed samples (paper)"
     )
-    samples: int | None = Field(
-        None, ge=_FEWEST_SAMPLES, description="sample points; default 8192 with asgd (ours), 200000 with regular-step (paper)"
-    )
+    samples: int | None = Field(None, ge=FEWEST_SAMPLES, description="sample points; default 8192 with asgd (ours), 200000 with regular-step (paper)")
     mask_threshold: float | None = Field(None, ge=0, lt=1, description="use only what is brighter, intensities scaled to [0, 1] (paper's MI+M: 0.01)")
-    initialise: Literal["auto", "none", "centre", "mass"] = Field(
+    initialise: Initialise = Field(
         "auto", description="first move box centres or centres of mass onto each other; auto: centres, but only where the boxes hardly overlap (ours)"
     )
 
@@ -81,9 +76,9 @@ class ElastixMethod(Method):
         Raises `ConcordError` for images or masks with too little in common, and where elastix gives up.
         """
         run.report("elastix", 0.0)
-        masked = self._masked(pair)
+        masked = masked_by_threshold(pair, self.mask_threshold)
         shift = starting_shift(masked, self.initialise)
-        moved = self.prepared(replace(masked, moving=_moved(masked.moving, shift), moving_mask=_moved(masked.moving_mask, shift)))
+        moved = self.prepared(replace(masked, moving=placed_earlier(masked.moving, shift), moving_mask=placed_earlier(masked.moving_mask, shift)))
         images = self.images(moved)
         maps = self.parameter_maps(moved, channels=len(images), seed=run.seed)
         found = register_images(images, maps, moved, threads=run.threads)
@@ -92,13 +87,7 @@ class ElastixMethod(Method):
 
     def parameter_maps(self, pair: Pair, *, channels: int = 1, seed: int = 0) -> list[ParameterMap]:
         """One elastix parameter map a stage, values as text. Raises `ConcordError` where the images or masks have too little in common."""
-        share, voxels = overlap(pair)
-        if share * voxels < _FEWEST_SAMPLES:
-            here = " inside their masks" if pair.fixed_mask is not None or pair.moving_mask is not None else ""
-            raise ConcordError(
-                f"{pair.fixed.name} and {pair.moving.name}: {share * voxels:.0f} voxels in common{here}, expected {_FEWEST_SAMPLES}; "
-                "enlarge the masks, or set initialise to 'centre' or 'mass'"
-            )
+        share, voxels = common_voxels(pair)
         common = {**self._course(pair, share, voxels, seed), **_pyramid(pair, self.levels), **_repeated(self.metric(), channels)}
         common["ImageSampler"] = [common["ImageSampler"]] * channels
         return [_as_text({**common, **self._stage(stage, pair.fixed.geometry)}) for stage in self.stages]
@@ -135,13 +124,6 @@ class ElastixMethod(Method):
         estimate = "DisplacementDistribution" if stage == "bspline" else "Original"
         return values | {"MaximumStepLength": step_mm, "MinimumStepLength": 1e-3 * step_mm, "ASGDParameterEstimationMethod": estimate}
 
-    def _masked(self, pair: Pair) -> Pair:
-        """The pair with masks by threshold laid over its own."""
-        if self.mask_threshold is None:
-            return pair
-        fixed = _both(threshold_mask(pair.fixed, self.mask_threshold), pair.fixed_mask)
-        return replace(pair, fixed_mask=fixed, moving_mask=_both(threshold_mask(pair.moving, self.mask_threshold), pair.moving_mask))
-
 
 class MutualInformation(ElastixMethod):
     """Mattes mutual information, the baseline "MI" of Simonovsky et al. (2016); with `mask_threshold: 0.01` their "MI+M".
@@ -154,65 +136,6 @@ class MutualInformation(ElastixMethod):
     def metric(self) -> ParameterMap:
         """Mattes mutual information."""
         return {"Metric": ["AdvancedMattesMutualInformation"], "NumberOfHistogramBins": [str(self.bins)]}
-
-
-def overlap(pair: Pair) -> tuple[float, int]:
-    """Share of the fixed voxels (of its mask) that stand inside the moving grid (and its mask), and the number of fixed voxels."""
-    shape = pair.fixed.array.shape
-    voxels = np.flatnonzero(pair.fixed_mask.array) if pair.fixed_mask is not None else np.arange(pair.fixed.array.size)
-    probes = voxels[:: max(1, len(voxels) // _PROBES)]
-    index = np.stack(np.unravel_index(probes, shape)[::-1], axis=-1)
-    points = pair.fixed.geometry.points_at(index)
-    inside = pair.moving.geometry.contains(points)
-    if pair.moving_mask is not None:
-        nearest = np.floor(pair.moving.geometry.index_at(points[inside]) + 0.5).astype(int)
-        nearest = np.clip(nearest, 0, np.asarray(pair.moving.geometry.size) - 1)
-        inside[inside] = pair.moving_mask.array[tuple(nearest.T[::-1])] != 0
-    return float(inside.mean()) if len(probes) else 0.0, len(voxels)
-
-
-def starting_shift(pair: Pair, how: str) -> np.ndarray:
-    """Translation in mm, `(d,)`, that lays the moving image onto the fixed one before the first stage: "auto", "none", "centre" or "mass".
-
-    Mass is the intensity above the image's minimum, inside the mask where there is one.
-    """
-    if how == "mass":
-        return _mass_centre(pair.moving, pair.moving_mask) - _mass_centre(pair.fixed, pair.fixed_mask)
-    plain = Pair(pair.fixed, pair.moving)
-    if how == "none" or (how == "auto" and max(overlap(plain)[0], overlap(Pair(pair.moving, pair.fixed))[0]) >= _OVERLAPPING):
-        return np.zeros(pair.fixed.dimension)
-    return pair.moving.geometry.centre_mm - pair.fixed.geometry.centre_mm
-
-
-def threshold_mask(volume: Volume, threshold: float) -> Volume:
-    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`; holes are filled (ours), as they lie in the head."""
-    from scipy.ndimage import binary_fill_holes
-
-    low, high = float(volume.array.min()), float(volume.array.max())
-    return volume.with_array(binary_fill_holes(volume.array > low + threshold * (high - low)).astype(np.uint8))
-
-
-def _both(mask: Volume, other: Volume | None) -> Volume:
-    return mask if other is None else mask.with_array(((mask.array != 0) & (other.array != 0)).astype(np.uint8))
-
-
-def _mass_centre(volume: Volume, mask: Volume | None) -> np.ndarray:
-    weight = volume.array.astype(float) - float(volume.array.min())
-    weight = weight if mask is None else weight * (mask.array != 0)
-    total = weight.sum()
-    index = [
-        float((weight.sum(axis=tuple(a for a in range(weight.ndim) if a != axis)) * np.arange(weight.shape[axis])).sum() / total)
-        for axis in range(weight.ndim)
-    ]
-    return volume.geometry.points_at(np.array(index[::-1]))
-
-
-def _moved(volume: Volume | None, shift_mm: np.ndarray) -> Any:
-    """The volume placed `shift_mm` earlier, so that a transform onto it lacks just that translation."""
-    if volume is None:
-        return None
-    origin = tuple((np.asarray(volume.geometry.origin_mm) - shift_mm).tolist())
-    return replace(volume, geometry=replace(volume.geometry, origin_mm=origin))
 
 
 def _filling(mask: Volume) -> float:

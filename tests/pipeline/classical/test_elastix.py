@@ -11,11 +11,12 @@ from examples import rotation
 
 from pipeline import volumes
 from pipeline.classical import elastix_run
-from pipeline.classical.elastix import MutualInformation, overlap, starting_shift, threshold_mask
+from pipeline.classical.elastix import MutualInformation
 from pipeline.errors import ConcordError
 from pipeline.interchange import from_elastix
 from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.resampling import warp
+from pipeline.starting import masked_by_threshold, overlap, starting_shift, threshold_mask
 from pipeline.transforms import BSpline, Composite, Field, Linear, Transform, compose
 from pipeline.volumes import Geometry, Volume
 
@@ -174,7 +175,7 @@ def test_the_threshold_is_taken_after_scaling_and_holes_are_filled():
 def test_the_threshold_mask_acts_together_with_the_given_one():
     moving = head(2)
     given = moving.with_array((np.arange(moving.array.shape[1]) < 25)[None, :] * np.ones(moving.array.shape, np.uint8))
-    pair = MutualInformation(mask_threshold=0.2)._masked(Pair(moving, moving, given))
+    pair = masked_by_threshold(Pair(moving, moving, given), 0.2)
     np.testing.assert_array_equal(pair.fixed_mask.array, threshold_mask(moving, 0.2).array & given.array)
     np.testing.assert_array_equal(pair.moving_mask.array, threshold_mask(moving, 0.2).array)
 

@@ -1,0 +1,121 @@
+"""The optimiser loop as a method: stages of transform models, each from coarse to fine, with any similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.errors import ConcordError
+from pipeline.methods import Method, Pair, Run
+from pipeline.starting import Initialise, common_voxels, masked_by_threshold, placed_earlier, starting_shift
+from pipeline.transforms import Linear, Transform, compose
+from pipeline.volumes import Geometry
+
+Stage = Literal["translation", "rigid", "similarity", "affine", "bspline"]
+SimilarityName = Literal["mean-squares", "ncc", "mi", "nmi", "lncc", "ngf", "mind", "mind-ssc", "patch-cnn"]
+
+
+class OptimiserLoop(Method):
+    """Our own registration loop (Simonovsky et al. 2016, sec. 2.1): the same for every similarity, which is one key of its settings.
+
+    Stages, levels, control points, iterations, samples and bins default to the paper's, which names no step: steps are ours.
+    """
+
+    similarity: SimilarityName = Field("mi", description="what is minimised")
+    stages: tuple[Stage, ...] = Field(("similarity", "bspline"), min_length=1, description="transform models in order (default: the paper's)")
+    levels: int = Field(2, ge=1, le=8, description="resolutions a stage, each half of the next (paper: 2)")
+    shrink: bool = Field(True, description="evaluate coarse levels on a grid of every 2nd, 4th, … voxel; false: on all voxels")
+    smoothing_vx: float = Field(0.5, ge=0, description="sigma of the smoothing of a level in its own voxels, none on the finest (ours)")
+    control_points: int = Field(10, ge=4, le=200, description="control points an axis on the finest level (paper: 1000 = 10 x 10 x 10)")
+    control_point_spacing_mm: float | None = Field(None, gt=0, description="their spacing in mm on the finest level; overrides control_points")
+    iterations: int | tuple[int, ...] = Field(500, description="iterations a level (paper: 500), or one number a level")
+    optimiser: Literal["regular-step", "gradient-descent", "adam"] = Field("adam", description="step rule (paper: regular-step; adam is ours)")
+    step_mm: float | None = Field(None, gt=0, description="step of the farthest point; default a quarter of the level's voxel (ours)")
+    learning_rate: float | None = Field(None, gt=0, description="ITK's learning rate, in parameter units, instead of step_mm")
+    relaxation: float = Field(0.8, gt=0, lt=1, description="regular-step: factor after a turn (the authors' ITK script: 0.8)")
+    minimum_step_mm: float = Field(1e-3, ge=0, description="regular-step: stop under this step")
+    window: int = Field(0, ge=0, description="stop when the values of this many iterations no longer fall; 0: never before the last")
+    sampling: Literal["dense", "regular", "random"] = Field("regular", description="which voxels are compared; neighbourhood similarities take all")
+    samples: int = Field(200_000, ge=100, description="voxels compared an iteration (paper: 200000)")
+    fresh: bool = Field(True, description="other voxels each iteration (ours)")
+    image_gradient: Literal["exact", "central"] = Field("exact", description="derivative of the interpolated moving image, or central differences")
+    bending_weight: float = Field(0.0, ge=0, description="weight of the B-spline's bending energy, which is in 1/mm² (paper: none)")
+    mask_threshold: float | None = Field(None, ge=0, lt=1, description="use only what is brighter, intensities scaled to [0, 1] (paper's MI+M: 0.01)")
+    initialise: Initialise = Field(
+        "auto", description="first move box centres or centres of mass onto each other; auto: only where boxes hardly overlap"
+    )
+    bins: int = Field(75, ge=6, le=512, description="mi, nmi: histogram bins (paper: 75)")
+    radius_vx: int | None = Field(None, ge=0, le=16, description="lncc (default 4), mind-ssc (default 2): windows have an edge of 2 radius + 1")
+    dilation_vx: int = Field(2, ge=1, le=8, description="mind-ssc: distance of the neighbours")
+    sigma_vx: float = Field(0.5, gt=0, description="mind: Gaussian weighting of patches")
+    weights: Path | None = Field(None, description="patch-cnn: trained weights (.safetensors)")
+    patch_grid: Literal["shift", "overlap", "fixed"] = Field(
+        "shift", description="patch-cnn: grid of patches, moved each iteration, denser, or fixed"
+    )
+    most_patches: int | None = Field(None, ge=1, description="patch-cnn: evaluate at most so many patches at once, to bound memory")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="patch-cnn: arithmetic of the network")
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimiserLoop:
+        if not isinstance(self.iterations, int) and len(self.iterations) != self.levels:
+            raise ValueError(f"iterations {self.iterations}: one number a level expected, {self.levels}")
+        if min(self.iteration_counts) < 1:
+            raise ValueError(f"iterations {self.iterations}: expected 1 or more")
+        return self
+
+    @property
+    def iteration_counts(self) -> tuple[int, ...]:
+        """Iterations of each level, coarse to fine."""
+        return (self.iterations,) * self.levels if isinstance(self.iterations, int) else self.iterations
+
+    def load(self) -> None:
+        """torch and what the loop is made of."""
+        from pipeline.optimise import stages  # noqa: F401
+
+    def register(self, pair: Pair, run: Run) -> Transform:
+        """The transform from fixed to moving points.
+
+        Raises `ConcordError` for images or masks with too little in common, a missing or unfit network, and a diverging run.
+        """
+        from pipeline.optimise.stages import run_stages
+
+        if self.similarity == "patch-cnn" and self.weights is None:
+            raise ConcordError("similarity patch-cnn needs `weights`: name a .safetensors file that `concord stage train` or the workflow made")
+        masked = masked_by_threshold(pair, self.mask_threshold)
+        shift = starting_shift(masked, self.initialise)
+        moved = replace(masked, moving=placed_earlier(masked.moving, shift), moving_mask=placed_earlier(masked.moving_mask, shift))
+        common_voxels(moved)
+        with torch_threads(run.threads):
+            found = run_stages(self, moved, run)
+        return compose(found, Linear(np.eye(len(shift)), shift, "translation"))
+
+    def control_spacing_mm(self, fixed: Geometry) -> tuple[float, ...]:
+        """Control-point spacing of the finest level along `(x, y[, z])`."""
+        if self.control_point_spacing_mm is not None:
+            return (self.control_point_spacing_mm,) * fixed.dimension
+        box = np.multiply(fixed.size, fixed.spacing_mm)
+        return tuple((box / (self.control_points - 3)).tolist())
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within it, torch works with so many threads; the process's own number is put back in the end."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def settings_of(method: OptimiserLoop) -> dict[str, Any]:
+    """The settings that differ from the defaults, for captions and records."""
+    return method.model_dump(mode="json", exclude_defaults=True)

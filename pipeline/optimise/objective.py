@@ -1,0 +1,101 @@
+"""What the loop minimises: a similarity of the fixed image and the warped moving one, as a function of transform parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from pipeline.errors import ConcordError
+from pipeline.optimise.models import Model
+from pipeline.optimise.moving import MovingImage
+from pipeline.optimise.plans import SamplingPlan
+from pipeline.optimise.samples import Samples
+from pipeline.transforms import Linear
+
+FEWEST_SAMPLES = 30
+"""Fewer samples than this inside both images and masks are no basis for a step (ours)."""
+
+
+class Evaluation(NamedTuple):
+    """Value of the objective, and its derivatives by the parameters `(p,)`."""
+
+    value: float
+    gradient: np.ndarray
+
+
+class Similarity(Protocol):
+    """A dissimilarity that already knows the fixed samples; called with the warped ones, weights, and the iteration."""
+
+    def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None, *, iteration: int = 0) -> torch.Tensor:
+        """The value to be made small, a scalar tensor."""
+
+
+class Penalty(Protocol):
+    """A term that depends on the parameters alone."""
+
+    def __call__(self, parameters: np.ndarray) -> Evaluation:
+        """Its value and derivatives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Similarity, images, masks and transform model of one resolution level.
+
+    The derivative follows equation (5) of Simonovsky et al. (2016): by the warped image from the similarity (automatic
+    differentiation), times the gradient of the moving image, times the Jacobian of the transform, summed over the samples.
+    """
+
+    model: Model
+    fixed: torch.Tensor
+    moving: MovingImage
+    plan: SamplingPlan
+    make_similarity: Callable[[torch.Tensor], Similarity]
+    after: Linear
+    moving_mask: MovingImage | None = None
+    penalty: Penalty | None = None
+    _prepared: dict[int, Similarity] = field(default_factory=dict, repr=False)
+
+    def __call__(self, parameters: np.ndarray, iteration: int = 0) -> Evaluation:
+        """Value and derivatives. Raises `ConcordError` where hardly a sample is left inside the moving image and its mask."""
+        key, samples = self.plan.draw(iteration)
+        units = self.moving.units(self.after)
+        points = self.model.points(parameters, samples, units)
+        warped = self.moving.at(points).reshape(self._shape(samples)).requires_grad_()
+        value = self._similarity(key, samples)(warped, self._weights(samples, points), iteration=iteration)
+        value.backward()
+        by_point = self.moving.pull(points, warped.grad.reshape(-1))
+        gradient = self.model.pull(parameters, samples, units, by_point)
+        if self.penalty is None:
+            return Evaluation(float(value.detach()), gradient)
+        extra = self.penalty(parameters)
+        return Evaluation(float(value.detach()) + extra.value, gradient + extra.gradient)
+
+    def _similarity(self, key: int, samples: Samples) -> Similarity:
+        if key not in self._prepared:
+            if self.plan.sampling == "random" and self.plan.fresh:
+                self._prepared.clear()
+            self._prepared[key] = self.make_similarity(samples.values(self.fixed))
+        return self._prepared[key]
+
+    def _shape(self, samples: Samples) -> tuple[int, ...]:
+        return tuple(samples.values(self.fixed).shape)
+
+    def _weights(self, samples: Samples, points: torch.Tensor) -> torch.Tensor | None:
+        """Weight of every sample, or None where all count alike."""
+        weights = self.moving.inside(points)
+        if self.moving_mask is not None:
+            weights &= self.moving_mask.at(points) >= 0.5
+        if self.plan.grid and self.plan.mask is not None:
+            weights &= samples.values(torch.from_numpy(self.plan.mask != 0)).reshape(-1)
+        left = int(weights.sum())
+        if left == len(weights):
+            return None
+        if left < FEWEST_SAMPLES:
+            raise ConcordError(
+                f"{left} samples are left inside both images and masks, expected at least {FEWEST_SAMPLES}; enlarge the masks, take more samples or start closer"
+            )
+        return weights.to(points.dtype).reshape(self._shape(samples))

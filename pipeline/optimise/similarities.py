@@ -1,0 +1,123 @@
+"""The one table of similarities that the loop can minimise: what each looks at, and how it is made for the fixed samples of a level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.optimise.objective import Similarity
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a similarity may need to know of the level: moving range, voxel size along `([z,] y, x)`, the trained network."""
+
+    moving_range: tuple[float, float]
+    spacing_mm: tuple[float, ...]
+    network: Any = None
+    swap: bool = False
+
+
+class Kind(NamedTuple):
+    """`grid`: it looks at neighbourhoods, so that it needs the dense lattice; `make(fixed, settings, level)` prepares it."""
+
+    grid: bool
+    make: Callable[[torch.Tensor, Any, Level], Similarity]
+
+
+def _mean_squares(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.intensity import MeanSquares
+
+    return _plain(MeanSquares(fixed))
+
+
+def _correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.intensity import Correlation
+
+    return _plain(Correlation(fixed))
+
+
+def _mutual_information(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.mutual_information import MattesMutualInformation
+
+    return _plain(MattesMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
+
+
+def _normalised_mutual_information(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.mutual_information import NormalisedMutualInformation
+
+    return _plain(NormalisedMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
+
+
+def _local_correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.local_correlation import LocalCorrelation
+
+    return _plain(LocalCorrelation(fixed, radius_vx=settings.radius_vx or 4))
+
+
+def _gradient_fields(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.gradients import NormalisedGradientFields
+
+    return _plain(NormalisedGradientFields(fixed, spacing_mm=level.spacing_mm))
+
+
+def _mind(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.mind import mind
+
+    return _Descriptors(fixed, partial(mind, sigma_vx=settings.sigma_vx))
+
+
+def _mind_ssc(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.mind import mind_ssc
+
+    radius = 2 if settings.radius_vx is None else settings.radius_vx
+    return _Descriptors(fixed, partial(mind_ssc, radius_vx=radius, dilation_vx=settings.dilation_vx))
+
+
+def _patch_cnn(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.patch_cnn import PatchCnnSimilarity
+
+    return PatchCnnSimilarity(
+        fixed, level.network, swap=level.swap, grid=settings.patch_grid, most_outputs=settings.most_patches, precision=settings.precision
+    )
+
+
+SIMILARITIES: dict[str, Kind] = {
+    "mean-squares": Kind(False, _mean_squares),
+    "ncc": Kind(False, _correlation),
+    "mi": Kind(False, _mutual_information),
+    "nmi": Kind(False, _normalised_mutual_information),
+    "lncc": Kind(True, _local_correlation),
+    "ngf": Kind(True, _gradient_fields),
+    "mind": Kind(True, _mind),
+    "mind-ssc": Kind(True, _mind_ssc),
+    "patch-cnn": Kind(True, _patch_cnn),
+}
+
+
+class _plain:  # noqa: N801 - reads as a verb where it is used
+    """A similarity that does not care which iteration it is."""
+
+    def __init__(self, metric: Callable[..., torch.Tensor]) -> None:
+        self.metric = metric
+
+    def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None, *, iteration: int = 0) -> torch.Tensor:
+        return self.metric(warped, mask)
+
+
+class _Descriptors:
+    """Mean squared difference of descriptors; those of the fixed image are computed once."""
+
+    def __init__(self, fixed: torch.Tensor, descriptor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.descriptor = descriptor
+        with torch.no_grad():
+            self.fixed = descriptor(fixed)
+
+    def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None, *, iteration: int = 0) -> torch.Tensor:
+        from metrics.similarity.mind import mind_ssd
+
+        return mind_ssd(self.fixed, warped, descriptor=self.descriptor, mask=mask)

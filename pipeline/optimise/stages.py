@@ -1,0 +1,161 @@
+"""A run of the loop: for every stage and level the images, the model, the objective and the step rule, and the trace of it all."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.classical.pyramid import axis_factors, shrunk
+from pipeline.methods import Pair, Run
+from pipeline.optimise.bending import BendingEnergy
+from pipeline.optimise.descent import RULES, Descent
+from pipeline.optimise.loop import StopRule, TraceRow, minimise
+from pipeline.optimise.models import LinearModel, Model, SplineModel, linear_model
+from pipeline.optimise.moving import MovingImage
+from pipeline.optimise.objective import Objective
+from pipeline.optimise.plans import SamplingPlan
+from pipeline.optimise.similarities import SIMILARITIES, Level
+from pipeline.resampling import resample, smooth
+from pipeline.transforms import Linear, Transform, compose
+from pipeline.volumes import Geometry, Volume
+
+if TYPE_CHECKING:
+    from pipeline.optimise.method import OptimiserLoop
+
+STEP_VX = 0.25
+"""Step of the farthest point in voxels of the level where no step is set (ours)."""
+
+
+def run_stages(settings: OptimiserLoop, pair: Pair, run: Run) -> Transform:
+    """All stages one after the other. Linear stages are merged; a B-spline comes before them, T(x) = linear(spline(x))."""
+    images = _Images(settings, pair)
+    linear: Linear = Linear.identity(pair.fixed.dimension)
+    found: Transform = linear
+    for stage in settings.stages:
+        if stage == "bspline":
+            found = compose(_spline_stage(settings, images, linear, run), linear)
+        else:
+            linear = _linear_stage(settings, images, linear, stage, run)
+            found = linear
+    return found
+
+
+class _Images:
+    """The images of each level, made once for all stages."""
+
+    def __init__(self, settings: OptimiserLoop, pair: Pair) -> None:
+        self.settings, self.pair = settings, pair
+        self._made: dict[int, tuple[Volume, Volume, Any, Any]] = {}
+
+    def level(self, level: int) -> tuple[Volume, Volume, Volume | None, Volume | None]:
+        """Fixed and moving image and masks; level 0 is the coarsest."""
+        if level not in self._made:
+            self._made[level] = self._make(2 ** (self.settings.levels - 1 - level))
+        return self._made[level]
+
+    def _make(self, factor: int) -> tuple[Volume, Volume, Volume | None, Volume | None]:
+        pair = self.pair
+        if factor == 1:
+            return pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask
+        sigma = self.settings.smoothing_vx * factor
+        fixed, moving = (smooth(v, sigma * min(v.geometry.spacing_mm)) for v in (pair.fixed, pair.moving))
+        if not self.settings.shrink:
+            return fixed, moving, pair.fixed_mask, pair.moving_mask
+        grid = shrunk(fixed.geometry, axis_factors(fixed.geometry, factor))
+        mask = None if pair.fixed_mask is None else resample(pair.fixed_mask, grid, interpolation="nearest")
+        return resample(fixed, grid), moving, mask, pair.moving_mask
+
+
+def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind: str, run: Run) -> Linear:
+    model = linear_model(kind, images.pair.fixed.geometry)
+    parameters = model.initial()
+    for level in range(settings.levels):
+        parameters = _run_level(settings, images, model, parameters, after=before, stage=(kind, level), run=run)
+    return before.after(model.transform(parameters)) if not _is_identity(before) else model.transform(parameters)
+
+
+def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
+    fixed = images.pair.fixed.geometry
+    model = SplineModel.over(fixed, settings.control_spacing_mm(fixed), halvings=settings.levels - 1)
+    parameters = model.initial()
+    for level in range(settings.levels):
+        if level:
+            model, parameters = model.refined(parameters)
+        parameters = _run_level(settings, images, model, parameters, after=after, stage=("bspline", level), run=run)
+    return model.transform(parameters)
+
+
+def _run_level(
+    settings: OptimiserLoop, images: _Images, model: Model, parameters: np.ndarray, *, after: Linear, stage: tuple[str, int], run: Run
+) -> np.ndarray:
+    """One resolution of one stage."""
+    name, level = stage
+    fixed, moving, fixed_mask, moving_mask = images.level(level)
+    objective = level_objective(settings, (fixed, moving), (fixed_mask, moving_mask), model, after=after, run=run)
+    iterations = settings.iteration_counts[level]
+    step_mm = settings.step_mm or STEP_VX * min(fixed.geometry.spacing_mm)
+    descent = _descent(settings, model, step_mm, iterations)
+    done = (settings.stages.index(name) * settings.levels + level) / (len(settings.stages) * settings.levels)
+
+    def record(iteration: int, value: float, step: float, norm: float, seconds: float) -> None:
+        if run.trace is not None:
+            run.trace.append(asdict(TraceRow(name, level, iteration, value, step, norm, seconds)))
+        if iteration % 10 == 0:
+            run.report(f"{settings.similarity} {name}", done + iteration / iterations / (len(settings.stages) * settings.levels))
+
+    return minimise(objective, parameters, descent, StopRule(iterations, settings.window), record=record)
+
+
+def level_objective(
+    settings: OptimiserLoop,
+    volumes: tuple[Volume, Volume],
+    masks: tuple[Volume | None, Volume | None],
+    model: LinearModel | SplineModel | Model,
+    *,
+    after: Linear,
+    run: Run,
+) -> Objective:
+    """The objective of one level: what the loop minimises there, and what figures of metric and derivative plot."""
+    fixed, moving = volumes
+    kind = SIMILARITIES[settings.similarity]
+    fixed_array, moving, extra = _normalised(settings, fixed, moving)
+    level = Level((float(moving.array.min()), float(moving.array.max())), tuple(reversed(fixed.geometry.spacing_mm)), **extra)
+    plan = SamplingPlan(
+        fixed.geometry,
+        "dense" if kind.grid else settings.sampling,
+        settings.samples,
+        fresh=settings.fresh,
+        seed=run.seed,
+        mask=None if masks[0] is None else masks[0].array,
+        grid=kind.grid,
+    )
+    as_image = {"gradient": settings.image_gradient, "threads": run.threads}
+    return Objective(
+        model=model,
+        fixed=torch.from_numpy(fixed_array),
+        moving=MovingImage.of(moving, **as_image),
+        plan=plan,
+        make_similarity=lambda samples: kind.make(samples, settings, level),
+        after=after,
+        moving_mask=None if masks[1] is None else MovingImage.of(masks[1].with_array(masks[1].array != 0)),
+        penalty=BendingEnergy(model.grid, settings.bending_weight) if settings.bending_weight and isinstance(model, SplineModel) else None,
+    )
+
+
+def _normalised(settings: OptimiserLoop, fixed: Volume, moving: Volume) -> tuple[np.ndarray, Volume, dict[str, Any]]:
+    """The images as the similarity wants them; the network's with its own scaling."""
+    if settings.similarity != "patch-cnn":
+        return fixed.array.astype(np.float32), moving, {}
+    raise NotImplementedError
+
+
+def _descent(settings: OptimiserLoop, model: Model, step_mm: float, iterations: int) -> Descent:
+    extra = {"relaxation": settings.relaxation, "minimum_step_mm": settings.minimum_step_mm} if settings.optimiser == "regular-step" else {}
+    return RULES[settings.optimiser](model, step_mm, iterations, settings.learning_rate, **extra)
+
+
+def _is_identity(linear: Linear) -> bool:
+    return np.array_equal(linear.matrix, np.eye(linear.dimension)) and not linear.offset_mm.any()

@@ -1,0 +1,100 @@
+"""Before a registration starts: masks by threshold, what the images have in common, and a first shift of one onto the other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.errors import ConcordError
+from pipeline.methods import Pair
+from pipeline.volumes import Volume
+
+Initialise = Literal["auto", "none", "centre", "mass"]
+FEWEST_SAMPLES = 100
+"""Voxels to compare under which no similarity is worth optimising (ours)."""
+OVERLAPPING = 0.25
+"""Share of the smaller box inside the other from which the header's geometry is trusted (ours)."""
+PROBES = 20_000
+"""Points on which overlaps are measured."""
+
+
+def masked_by_threshold(pair: Pair, threshold: float | None) -> Pair:
+    """The pair with masks by threshold (where one is given) laid over its own."""
+    if threshold is None:
+        return pair
+    fixed, moving = threshold_mask(pair.fixed, threshold), threshold_mask(pair.moving, threshold)
+    return replace(pair, fixed_mask=both_masks(fixed, pair.fixed_mask), moving_mask=both_masks(moving, pair.moving_mask))
+
+
+def common_voxels(pair: Pair) -> tuple[float, int]:
+    """`overlap`, refused where it is too little to register. Raises `ConcordError`."""
+    share, voxels = overlap(pair)
+    if share * voxels < FEWEST_SAMPLES:
+        here = " inside their masks" if pair.fixed_mask is not None or pair.moving_mask is not None else ""
+        raise ConcordError(
+            f"{pair.fixed.name} and {pair.moving.name}: {share * voxels:.0f} voxels in common{here}, expected {FEWEST_SAMPLES}; "
+            "enlarge the masks, or set initialise to 'centre' or 'mass'"
+        )
+    return share, voxels
+
+
+def overlap(pair: Pair) -> tuple[float, int]:
+    """Share of the fixed voxels (of its mask) that stand inside the moving grid (and its mask), and the number of fixed voxels."""
+    shape = pair.fixed.array.shape
+    voxels = np.flatnonzero(pair.fixed_mask.array) if pair.fixed_mask is not None else np.arange(pair.fixed.array.size)
+    probes = voxels[:: max(1, len(voxels) // PROBES)]
+    index = np.stack(np.unravel_index(probes, shape)[::-1], axis=-1)
+    points = pair.fixed.geometry.points_at(index)
+    inside = pair.moving.geometry.contains(points)
+    if pair.moving_mask is not None:
+        nearest = np.floor(pair.moving.geometry.index_at(points[inside]) + 0.5).astype(int)
+        nearest = np.clip(nearest, 0, np.asarray(pair.moving.geometry.size) - 1)
+        inside[inside] = pair.moving_mask.array[tuple(nearest.T[::-1])] != 0
+    return float(inside.mean()) if len(probes) else 0.0, len(voxels)
+
+
+def starting_shift(pair: Pair, how: str) -> np.ndarray:
+    """Translation in mm, `(d,)`, that lays the moving image onto the fixed one before the first stage: "auto", "none", "centre" or "mass".
+
+    Mass is the intensity above the image's minimum, inside the mask where there is one.
+    """
+    if how == "mass":
+        return _mass_centre(pair.moving, pair.moving_mask) - _mass_centre(pair.fixed, pair.fixed_mask)
+    plain = Pair(pair.fixed, pair.moving)
+    if how == "none" or (how == "auto" and max(overlap(plain)[0], overlap(Pair(pair.moving, pair.fixed))[0]) >= OVERLAPPING):
+        return np.zeros(pair.fixed.dimension)
+    return pair.moving.geometry.centre_mm - pair.fixed.geometry.centre_mm
+
+
+def threshold_mask(volume: Volume, threshold: float) -> Volume:
+    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`; holes are filled (ours), as they lie in the head."""
+    from scipy.ndimage import binary_fill_holes
+
+    low, high = float(volume.array.min()), float(volume.array.max())
+    return volume.with_array(binary_fill_holes(volume.array > low + threshold * (high - low)).astype(np.uint8))
+
+
+def both_masks(mask: Volume, other: Volume | None) -> Volume:
+    """Where both masks count."""
+    return mask if other is None else mask.with_array(((mask.array != 0) & (other.array != 0)).astype(np.uint8))
+
+
+def _mass_centre(volume: Volume, mask: Volume | None) -> np.ndarray:
+    weight = volume.array.astype(float) - float(volume.array.min())
+    weight = weight if mask is None else weight * (mask.array != 0)
+    total = weight.sum()
+    index = [
+        float((weight.sum(axis=tuple(a for a in range(weight.ndim) if a != axis)) * np.arange(weight.shape[axis])).sum() / total)
+        for axis in range(weight.ndim)
+    ]
+    return volume.geometry.points_at(np.array(index[::-1]))
+
+
+def placed_earlier(volume: Volume | None, shift_mm: np.ndarray) -> Any:
+    """The volume placed `shift_mm` earlier, so that a transform onto it lacks just that translation."""
+    if volume is None:
+        return None
+    origin = tuple((np.asarray(volume.geometry.origin_mm) - shift_mm).tolist())
+    return replace(volume, geometry=replace(volume.geometry, origin_mm=origin))
