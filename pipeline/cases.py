@@ -27,6 +27,8 @@ class Case(BaseModel):
     moving: Path = Field(description="moving volume")
     subject: str = Field(description="subject of the fixed volume: the unit of the statistics and of the splits")
     moving_subject: str = Field("", description="subject of the moving volume where it is another one")
+    fixed_modality: str = Field("", description="what made the fixed volume (t1, t2, …), for metrics that must know")
+    moving_modality: str = Field("", description="what made the moving volume")
     split: Literal["train", "validation", "test"] = Field(
         "test", description="settings are chosen on validation cases, tables are made of test cases"
     )

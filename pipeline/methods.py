@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,12 +35,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """What a method sees of a case: two volumes and, where known, masks on their grids (non-zero = use)."""
+    """What a method sees of a case: two volumes and, where known, masks on their grids (non-zero = use) and modalities."""
 
     fixed: Volume
     moving: Volume
     fixed_mask: Volume | None = None
     moving_mask: Volume | None = None
+    fixed_modality: str = ""
+    moving_modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     takes_masks: ClassVar[bool] = True
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files that the result depends on beside the pair, by the setting that names them; all exist."""
+        return {}
 
     def load(self) -> None:
         """Load the libraries that the method needs, so that the time of a registration is that of registering alone."""

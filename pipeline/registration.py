@@ -61,6 +61,7 @@ def read_manifests(paths: Iterable[Path]) -> pd.DataFrame:
 def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run: Run, folder: Path) -> dict[str, Any]:
     record_file, transform_file = folder / f"{case.case}.json", folder / f"{case.case}.h5"
     inputs = {name: file_sha256(path) for name, path in case.paths.items() if name in INPUTS and path.exists()}
+    inputs |= {name: file_sha256(path) for name, path in method.files.items()}
     key = fingerprint({"settings": dict(settings), "seed": run.seed, "threads": run.threads, "inputs": inputs})
     before = _read_record(record_file, key)
     if before.get("status") == "done" and transform_file.exists():
@@ -92,7 +93,8 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
 def load_pair(case: Case) -> Pair:
     """The volumes and masks of a case."""
     masks = {name: _read_if(getattr(case, name)) for name in ("fixed_mask", "moving_mask")}
-    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks)
+    modalities = {"fixed_modality": case.fixed_modality, "moving_modality": case.moving_modality}
+    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks, **modalities)
 
 
 def _start_of(case: Case) -> Any:

@@ -152,6 +152,8 @@ def pair_case(fixed: Subject, moving: Subject, direction: tuple[str, str], split
         moving_subject=moving.name if moving.name != fixed.name else "",
         split=split,
         group=f"{first}-{second}",
+        fixed_modality=first,
+        moving_modality=second,
         fixed_labels=fixed.labels.get(first),
         moving_labels=moving.labels.get(second),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,10 +34,13 @@ class Descent:
     iterations: int
     learning_rate: float | None = None
     gradient_tolerance: float = 1e-10
+    _scales: np.ndarray | None = field(default=None, repr=False)
 
     def advance(self, parameters: np.ndarray, gradient: np.ndarray, iteration: int) -> Step:
         """The next parameters."""
-        scaled = gradient / self.model.scales(parameters)
+        if self._scales is None:  # once a level, as in ITK
+            self._scales = self.model.scales(parameters)
+        scaled = gradient / self._scales
         norm = float(np.linalg.norm(scaled))
         if norm <= self.gradient_tolerance:
             return Step(parameters, 0.0, "gradient below tolerance")
@@ -99,7 +102,7 @@ class Adam(Descent):
     _second: np.ndarray | None = None
 
     def _advance(self, parameters: np.ndarray, scaled: np.ndarray, norm: float, iteration: int) -> Step:
-        root = np.sqrt(self.model.scales(parameters))
+        root = np.sqrt(self._scales)
         gradient = scaled * root
         first, second = self.betas
         self._first = (1 - first) * gradient + (0 if self._first is None else first * self._first)

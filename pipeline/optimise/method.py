@@ -74,6 +74,13 @@ class OptimiserLoop(Method):
         """Iterations of each level, coarse to fine."""
         return (self.iterations,) * self.levels if isinstance(self.iterations, int) else self.iterations
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The trained weights."""
+        if self.weights is not None and not self.weights.exists():
+            raise ConcordError(f"weights: {self.weights} is not there; expected a .safetensors file that a fit wrote")
+        return {} if self.weights is None else {"weights": self.weights}
+
     def load(self) -> None:
         """torch and what the loop is made of."""
         from pipeline.optimise import stages  # noqa: F401
@@ -83,6 +90,7 @@ class OptimiserLoop(Method):
 
         Raises `ConcordError` for images or masks with too little in common, a missing or unfit network, and a diverging run.
         """
+        from pipeline.optimise.network import seen_by_network
         from pipeline.optimise.stages import run_stages
 
         if self.similarity == "patch-cnn" and self.weights is None:
@@ -92,7 +100,9 @@ class OptimiserLoop(Method):
         moved = replace(masked, moving=placed_earlier(masked.moving, shift), moving_mask=placed_earlier(masked.moving_mask, shift))
         common_voxels(moved)
         with torch_threads(run.threads):
-            found = run_stages(self, moved, run)
+            found = (
+                run_stages(self, *seen_by_network(self.weights, moved), run) if self.similarity == "patch-cnn" else run_stages(self, moved, None, run)
+            )
         return compose(found, Linear(np.eye(len(shift)), shift, "translation"))
 
     def control_spacing_mm(self, fixed: Geometry) -> tuple[float, ...]:

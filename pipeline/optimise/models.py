@@ -49,7 +49,7 @@ class Model(ABC):
 
 @dataclass(frozen=True, eq=False)
 class LinearModel(Model):
-    """Translation, rigid (Euler angles as in ITK), similarity or affine about `centre_mm`, on the fixed grid `fixed`.
+    """Translation, rigid (Euler angles as in ITK), similarity or affine about `centre_mm`, over the box of the grid `fixed`.
 
     Parameters are ITK's: translation t; rigid angles, t; similarity 2-D scale, angle, t; affine matrix by rows, t. The similarity in
     3-D has Euler angles, t, scale (ours: ITK's versor is updated by composition, which no plain gradient step does).
@@ -80,15 +80,14 @@ class LinearModel(Model):
 
     def points(self, parameters: np.ndarray, samples: Samples, units: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         """One affine map from voxel indices."""
-        linear, (matrix, offset) = self.transform(parameters), units
-        from_index, origin = self.fixed.index_to_physical, np.asarray(self.fixed.origin_mm)
-        return samples.affine(matrix @ linear.matrix @ from_index, matrix @ linear.points(origin) + offset)
+        linear, (matrix, offset), grid = self.transform(parameters), units, samples.geometry
+        return samples.affine(matrix @ linear.matrix @ grid.index_to_physical, matrix @ linear.points(np.asarray(grid.origin_mm)) + offset)
 
     def pull(self, parameters: np.ndarray, samples: Samples, units: tuple[np.ndarray, np.ndarray], by_point: torch.Tensor) -> np.ndarray:
         """Moments of the pull, then the derivative of matrix and offset by the parameters."""
         by_matrix, by_offset = samples.affine_adjoint(by_point)
-        origin = np.asarray(self.fixed.origin_mm)
-        by_matrix = units[0].T @ (by_matrix @ self.fixed.index_to_physical.T + np.outer(by_offset, origin))
+        grid = samples.geometry
+        by_matrix = units[0].T @ (by_matrix @ grid.index_to_physical.T + np.outer(by_offset, grid.origin_mm))
         by_offset = units[0].T @ by_offset
         matrices, offsets = self._derivatives(parameters)
         return np.einsum("pij,ij->p", matrices, by_matrix) + offsets @ by_offset

@@ -21,7 +21,8 @@ class MovingImage:
     """A volume as torch samples it: points are `(n, d)` in units in which its outer voxel borders lie at -1 and 1.
 
     `gradient`: "exact" is the derivative of the linear interpolation, which fits the values to the last digit; "central" is the
-    difference of the interpolated image half a voxel to either side along its axes, smoother, as in ITK's metrics without gradient filter.
+    difference of the interpolated image half a voxel to either side along the axes of space, smoother, as in ITK's v4 metrics without
+    gradient filter (ITK takes the spacing of image axis i along axis i of space, whatever the direction, and so does this).
     """
 
     samples: torch.Tensor
@@ -50,16 +51,19 @@ class MovingImage:
         """Derivatives by the points `(n, d)` of something whose derivatives by the values are `by_value` `(n,)`."""
         if self.gradient == "exact":
             return self._exact(points, by_value)
-        half = torch.as_tensor(1 / np.asarray(self.geometry.size), dtype=points.dtype)  # half a voxel in this image's units
+        to_units, _ = self.units(Linear.identity(points.shape[1]))
         columns = []
-        for axis in range(points.shape[1]):
-            step = torch.zeros_like(half)
-            step[axis] = half[axis]
-            columns.append((self.at(points + step) - self.at(points - step)) / (2 * half[axis]))
-        return torch.stack(columns, dim=1) * by_value[:, None]
+        for axis, spacing in enumerate(self.geometry.spacing_mm):
+            half = torch.as_tensor(to_units[:, axis] * spacing / 2, dtype=points.dtype)
+            columns.append((self.at(points + half) - self.at(points - half)) / spacing)
+        to_mm = torch.as_tensor(np.linalg.inv(to_units), dtype=points.dtype)
+        return (torch.stack(columns, dim=1) * by_value[:, None]) @ to_mm
 
     def inside(self, points: torch.Tensor) -> torch.Tensor:
         """Whether each point lies within the voxels of this image, `(n,)` bool."""
+        low, high = torch.aminmax(points)
+        if low >= -1 and high <= 1:  # most often; one pass instead of several
+            return torch.ones(len(points), dtype=torch.bool)
         return (points.abs() <= 1).all(dim=1)
 
     def _exact(self, points: torch.Tensor, by_value: torch.Tensor) -> torch.Tensor:

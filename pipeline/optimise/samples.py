@@ -20,6 +20,8 @@ from pipeline.volumes import Geometry
 class Samples(Protocol):
     """Points of a grid, `n` of them, and the two products with transform bases; coordinates come back as `(n, d)`."""
 
+    geometry: Geometry
+
     def values(self, volume: torch.Tensor) -> torch.Tensor:
         """The volume `([z,] y, x)` at the points, in the shape that a similarity takes: `(1, 1, [z,] y, x)` or `(n,)`."""
 

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.objective import Similarity
+
+if TYPE_CHECKING:
+    from pipeline.optimise.network import TrainedMetric
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a similarity may need to know of the level: moving range, voxel size along `([z,] y, x)`, the trained network."""
+    """What a similarity may need to know of the level: the moving image, voxel size along `([z,] y, x)`, the trained network."""
 
-    moving_range: tuple[float, float]
+    moving: MovingImage
     spacing_mm: tuple[float, ...]
-    network: Any = None
-    swap: bool = False
+    metric: TrainedMetric | None = None
+
+    @property
+    def moving_range(self) -> tuple[float, float]:
+        """Smallest and largest value of the moving image."""
+        return float(self.moving.samples.min()), float(self.moving.samples.max())
 
 
 class Kind(NamedTuple):
@@ -32,37 +40,40 @@ class Kind(NamedTuple):
 def _mean_squares(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.intensity import MeanSquares
 
-    return _plain(MeanSquares(fixed))
+    return _Plain(MeanSquares(fixed))
 
 
 def _correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.intensity import Correlation
 
-    return _plain(Correlation(fixed))
+    return _Plain(Correlation(fixed))
 
 
 def _mutual_information(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.mutual_information import MattesMutualInformation
 
-    return _plain(MattesMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
+    return _Plain(MattesMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
 
 
 def _normalised_mutual_information(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.mutual_information import NormalisedMutualInformation
 
-    return _plain(NormalisedMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
+    return _Plain(NormalisedMutualInformation(fixed, bins=settings.bins, moving_range=level.moving_range))
 
 
 def _local_correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.local_correlation import LocalCorrelation
 
-    return _plain(LocalCorrelation(fixed, radius_vx=settings.radius_vx or 4))
+    return _Plain(LocalCorrelation(fixed, radius_vx=settings.radius_vx or 4))
 
 
 def _gradient_fields(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
-    from metrics.similarity.gradients import NormalisedGradientFields
+    from metrics.similarity.gradients import NormalisedGradientFields, mean_gradient_magnitude
 
-    return _plain(NormalisedGradientFields(fixed, spacing_mm=level.spacing_mm))
+    # what counts as noise is read off the moving image itself, once: the warped one changes
+    spacing = tuple(reversed(level.moving.geometry.spacing_mm))
+    eta = float(mean_gradient_magnitude(level.moving.samples[None, None], spacing_mm=spacing))
+    return _Plain(NormalisedGradientFields(fixed, spacing_mm=level.spacing_mm, eta_moving=eta))
 
 
 def _mind(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
@@ -81,9 +92,8 @@ def _mind_ssc(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
 def _patch_cnn(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.patch_cnn import PatchCnnSimilarity
 
-    return PatchCnnSimilarity(
-        fixed, level.network, swap=level.swap, grid=settings.patch_grid, most_outputs=settings.most_patches, precision=settings.precision
-    )
+    extra = {"grid": settings.patch_grid, "most_outputs": settings.most_patches, "precision": settings.precision}
+    return PatchCnnSimilarity(fixed, level.metric.network, swap=level.metric.swap, **extra)
 
 
 SIMILARITIES: dict[str, Kind] = {
@@ -99,7 +109,7 @@ SIMILARITIES: dict[str, Kind] = {
 }
 
 
-class _plain:  # noqa: N801 - reads as a verb where it is used
+class _Plain:
     """A similarity that does not care which iteration it is."""
 
     def __init__(self, metric: Callable[..., torch.Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,25 +13,28 @@ from pipeline.methods import Pair, Run
 from pipeline.optimise.bending import BendingEnergy
 from pipeline.optimise.descent import RULES, Descent
 from pipeline.optimise.loop import StopRule, TraceRow, minimise
-from pipeline.optimise.models import LinearModel, Model, SplineModel, linear_model
+from pipeline.optimise.models import Model, SplineModel, linear_model
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.objective import Objective
 from pipeline.optimise.plans import SamplingPlan
 from pipeline.optimise.similarities import SIMILARITIES, Level
 from pipeline.resampling import resample, smooth
 from pipeline.transforms import Linear, Transform, compose
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Volume
 
 if TYPE_CHECKING:
     from pipeline.optimise.method import OptimiserLoop
+    from pipeline.optimise.network import TrainedMetric
 
+NEIGHBOURHOOD_VX = 8
+"""Voxels around a mask that descriptors and local windows may look at (ours)."""
 STEP_VX = 0.25
 """Step of the farthest point in voxels of the level where no step is set (ours)."""
 
 
-def run_stages(settings: OptimiserLoop, pair: Pair, run: Run) -> Transform:
+def run_stages(settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None, run: Run) -> Transform:
     """All stages one after the other. Linear stages are merged; a B-spline comes before them, T(x) = linear(spline(x))."""
-    images = _Images(settings, pair)
+    images = _Images(settings, pair, metric)
     linear: Linear = Linear.identity(pair.fixed.dimension)
     found: Transform = linear
     for stage in settings.stages:
@@ -46,27 +49,37 @@ def run_stages(settings: OptimiserLoop, pair: Pair, run: Run) -> Transform:
 class _Images:
     """The images of each level, made once for all stages."""
 
-    def __init__(self, settings: OptimiserLoop, pair: Pair) -> None:
-        self.settings, self.pair = settings, pair
-        self._made: dict[int, tuple[Volume, Volume, Any, Any]] = {}
+    def __init__(self, settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None) -> None:
+        self.settings, self.pair, self.metric = settings, pair, metric
+        self._made: dict[int, tuple[Volume, Volume | None, Volume, Volume | None]] = {}
 
-    def level(self, level: int) -> tuple[Volume, Volume, Volume | None, Volume | None]:
-        """Fixed and moving image and masks; level 0 is the coarsest."""
+    def level(self, level: int) -> tuple[Volume, Volume | None, Volume, Volume | None]:
+        """Fixed image and mask, moving image and mask; level 0 is the coarsest."""
         if level not in self._made:
             self._made[level] = self._make(2 ** (self.settings.levels - 1 - level))
         return self._made[level]
 
-    def _make(self, factor: int) -> tuple[Volume, Volume, Volume | None, Volume | None]:
+    def _make(self, factor: int) -> tuple[Volume, Volume | None, Volume, Volume | None]:
         pair = self.pair
         if factor == 1:
-            return pair.fixed, pair.moving, pair.fixed_mask, pair.moving_mask
+            return (*self._cropped(pair.fixed, pair.fixed_mask), pair.moving, pair.moving_mask)
         sigma = self.settings.smoothing_vx * factor
         fixed, moving = (smooth(v, sigma * min(v.geometry.spacing_mm)) for v in (pair.fixed, pair.moving))
         if not self.settings.shrink:
-            return fixed, moving, pair.fixed_mask, pair.moving_mask
+            return (*self._cropped(fixed, pair.fixed_mask), moving, pair.moving_mask)
         grid = shrunk(fixed.geometry, axis_factors(fixed.geometry, factor))
         mask = None if pair.fixed_mask is None else resample(pair.fixed_mask, grid, interpolation="nearest")
-        return resample(fixed, grid), moving, mask, pair.moving_mask
+        return (*self._cropped(resample(fixed, grid), mask), moving, pair.moving_mask)
+
+    def _cropped(self, fixed: Volume, mask: Volume | None) -> tuple[Volume, Volume | None]:
+        """Fixed image and mask without the border that no neighbourhood of a masked voxel reaches: what is not looked at costs nothing."""
+        if mask is None or not SIMILARITIES[self.settings.similarity].grid:
+            return fixed, mask
+        reach = self.metric.network.patch_vx // 2 if self.metric else NEIGHBOURHOOD_VX
+        used = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(mask.dimension) if a != axis))) for axis in reversed(range(mask.dimension))]
+        lower = [max(0, int(axis[0]) - reach) for axis in used]
+        upper = [min(n, int(axis[-1]) + reach + 1) for axis, n in zip(used, fixed.geometry.size, strict=True)]
+        return fixed.cropped(lower, upper), mask.cropped(lower, upper)
 
 
 def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind: str, run: Run) -> Linear:
@@ -93,8 +106,9 @@ def _run_level(
 ) -> np.ndarray:
     """One resolution of one stage."""
     name, level = stage
-    fixed, moving, fixed_mask, moving_mask = images.level(level)
-    objective = level_objective(settings, (fixed, moving), (fixed_mask, moving_mask), model, after=after, run=run)
+    fixed, fixed_mask, moving, moving_mask = images.level(level)
+    at_level = Pair(fixed, moving, fixed_mask, moving_mask)
+    objective = level_objective(settings, at_level, images.metric, model, after=after, run=run)
     iterations = settings.iteration_counts[level]
     step_mm = settings.step_mm or STEP_VX * min(fixed.geometry.spacing_mm)
     descent = _descent(settings, model, step_mm, iterations)
@@ -110,46 +124,32 @@ def _run_level(
 
 
 def level_objective(
-    settings: OptimiserLoop,
-    volumes: tuple[Volume, Volume],
-    masks: tuple[Volume | None, Volume | None],
-    model: LinearModel | SplineModel | Model,
-    *,
-    after: Linear,
-    run: Run,
+    settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None, model: Model, *, after: Linear, run: Run, dtype: torch.dtype = torch.float32
 ) -> Objective:
     """The objective of one level: what the loop minimises there, and what figures of metric and derivative plot."""
-    fixed, moving = volumes
     kind = SIMILARITIES[settings.similarity]
-    fixed_array, moving, extra = _normalised(settings, fixed, moving)
-    level = Level((float(moving.array.min()), float(moving.array.max())), tuple(reversed(fixed.geometry.spacing_mm)), **extra)
+    moving = MovingImage.of(pair.moving, gradient=settings.image_gradient, threads=run.threads, dtype=dtype)
+    level = Level(moving, tuple(reversed(pair.fixed.geometry.spacing_mm)), metric)
     plan = SamplingPlan(
-        fixed.geometry,
+        pair.fixed.geometry,
         "dense" if kind.grid else settings.sampling,
         settings.samples,
         fresh=settings.fresh,
         seed=run.seed,
-        mask=None if masks[0] is None else masks[0].array,
+        mask=None if pair.fixed_mask is None else pair.fixed_mask.array,
         grid=kind.grid,
+        dtype=dtype,
     )
-    as_image = {"gradient": settings.image_gradient, "threads": run.threads}
     return Objective(
         model=model,
-        fixed=torch.from_numpy(fixed_array),
-        moving=MovingImage.of(moving, **as_image),
+        fixed=torch.as_tensor(pair.fixed.array.astype(np.float64 if dtype == torch.float64 else np.float32)),
+        moving=moving,
         plan=plan,
         make_similarity=lambda samples: kind.make(samples, settings, level),
         after=after,
-        moving_mask=None if masks[1] is None else MovingImage.of(masks[1].with_array(masks[1].array != 0)),
+        moving_mask=None if pair.moving_mask is None else MovingImage.of(pair.moving_mask.with_array(pair.moving_mask.array != 0), dtype=dtype),
         penalty=BendingEnergy(model.grid, settings.bending_weight) if settings.bending_weight and isinstance(model, SplineModel) else None,
     )
-
-
-def _normalised(settings: OptimiserLoop, fixed: Volume, moving: Volume) -> tuple[np.ndarray, Volume, dict[str, Any]]:
-    """The images as the similarity wants them; the network's with its own scaling."""
-    if settings.similarity != "patch-cnn":
-        return fixed.array.astype(np.float32), moving, {}
-    raise NotImplementedError
 
 
 def _descent(settings: OptimiserLoop, model: Model, step_mm: float, iterations: int) -> Descent:

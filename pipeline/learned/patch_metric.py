@@ -1,0 +1,290 @@
+"""Fitting the patch network of the deep metric (Simonovsky et al., MICCAI 2016, sec. 2.2), and applying its card to volumes.
+
+A fit is a pure function of pairs, settings, seed and threads: it can be killed at any point and goes on from its checkpoint to the
+same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nets.patch_cnn import CONFIGURATIONS, PatchCnn
+from pipeline.cases import Case
+from pipeline.errors import ConcordError, choices
+from pipeline.files import write_text
+from pipeline.learned.fitting import choose_device, curve_csv, described, prefetched, reproducible
+from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
+from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from pipeline.provenance import environment, file_sha256, fingerprint
+from pipeline.volumes import read_volume
+
+log = logging.getLogger(__name__)
+ARCHITECTURE = "patch-cnn"
+CURVE = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds", "patches_per_second")
+
+
+class PatchMetricFit(BaseModel):
+    """Settings of a fit; the defaults are the paper's where it gives them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    configuration: str = Field("B", description=f"layers of the network: {', '.join(CONFIGURATIONS)}")
+    pairs: int | Literal["all"] = Field("all", description="fit to so many pairs, the first in a seeded random order (the paper's k)")
+    sampler: PatchPairSettings = Field(PatchPairSettings(), description="how patches are drawn, and how many a batch")
+    steps: int = Field(100_000, ge=1, description="batches to fit to (ours; the paper does not say)")
+    learning_rate: float = Field(0.01, gt=0, description="of stochastic gradient descent; 0.01 in the paper")
+    decay: Literal["constant", "cosine"] = Field("constant", description="learning rate over the steps: as in the paper, or to zero (ours)")
+    momentum: float = Field(0.9, ge=0, lt=1, description="0.9 in the paper")
+    dampening: float = Field(0.9, ge=0, lt=1, description="of the momentum; Torch 7, which the paper used, takes the momentum by default")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty; the paper names none")
+    validation_every: int = Field(1000, ge=1, description="steps between rows of the learning curve")
+    validation_patches: int = Field(2048, ge=2, description="patch pairs of a validation, always the same ones")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the convolutions; weights are always single precision")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else the CPU")
+
+    @model_validator(mode="after")
+    def _check(self) -> PatchMetricFit:
+        if self.configuration not in CONFIGURATIONS:
+            raise ValueError(f"no configuration {self.configuration!r}{choices(self.configuration, CONFIGURATIONS)}")
+        if self.sampler.patch != (edge := CONFIGURATIONS[self.configuration].patch_vx):
+            raise ValueError(f"sampler.patch must be {edge}, the patch of configuration {self.configuration}")
+        if self.pairs != "all" and self.pairs < 1:
+            raise ValueError("pairs must be 1 or more, or all")
+        return self
+
+
+def fit_patch_metric(
+    pairs_train: Sequence[AlignedPair],
+    pairs_validation: Sequence[AlignedPair],
+    settings: PatchMetricFit,
+    *,
+    seed: int,
+    threads: int,
+    out: Path,
+    channels: tuple[str, str] = ("t1", "t2"),
+) -> dict[str, Any]:
+    """Fit, write `OUT.safetensors`, its card `OUT.json` and the learning curve `OUT.csv`, and return the card.
+
+    The weights are those of the lowest validation loss, or the last ones where `pairs_validation` is empty. `channels` are the
+    modalities of `a` and `b`. A checkpoint of the same settings, seed, threads and data beside OUT is gone on from, and removed
+    at the end. Raises `ConcordError` for too few pairs, constant volumes, CUDA asked for and absent, and a loss that is not finite.
+    """
+    device, pairs = choose_device(settings.device), first_pairs(pairs_train, settings.pairs, seed)
+    data = {"train": data_of(pairs), "validation": data_of(pairs_validation)}
+    made_of = {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, "channels": list(channels), "data": data}
+    with reproducible(threads):
+        fit = _Fit(settings, pairs, pairs_validation, seed=seed, device=device)
+        fit.run(out, fingerprint(made_of))
+    card = {
+        "architecture": ARCHITECTURE,
+        "configuration": settings.configuration,
+        "dimension": fit.sampler.dimension,
+        "patch_vx": fit.network.patch_vx,
+        "normalisation": normalisation_card(channels, fit.sampler.normalisation),
+        "scores": fit.scores(),
+        **made_of,
+        "versions": environment() | {"device": described(device)},
+    }
+    card = save_weights(out, fit.chosen(), card)
+    beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
+    return card
+
+
+def load_patch_metric(weights: Path | str) -> tuple[PatchCnn, dict[str, Any]]:
+    """The fitted network, for evaluation only, and its card.
+
+    Raises `ConcordError` for files that are missing or changed (see `load_weights`), and weights of another network.
+    """
+    state, card = load_weights(weights)
+    if (architecture := card.get("architecture")) != ARCHITECTURE:
+        raise ConcordError(
+            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a patch metric fit wrote"
+        )
+    if (configuration := card.get("configuration")) not in CONFIGURATIONS:
+        raise ConcordError(f"{weights}: no configuration {configuration!r}{choices(configuration, CONFIGURATIONS)}")
+    if (dimension := card.get("dimension")) not in (2, 3):
+        raise ConcordError(f"{weights}: dimension {dimension!r} in its card; expected 2 or 3: fit again")
+    with torch.random.fork_rng(devices=[]):
+        network = PatchCnn(configuration, dimension)
+    load_into(network, state, weights)
+    return network.eval().requires_grad_(False), card
+
+
+def normalised(array: np.ndarray, card: Mapping[str, Any], channel: str, mask: np.ndarray | None = None) -> np.ndarray:
+    """Intensities as the network was trained on, float32: to [0, 1] by minimum and maximum, then by the channel's mean and deviation.
+
+    With a mask, minimum and maximum are those within it and values outside are clipped to them (ours). Raises `ConcordError` for
+    a channel that the card does not know, a constant image and an empty mask.
+    """
+    known = card.get("normalisation", {})
+    if channel not in known:
+        raise ConcordError(f"channel {channel!r} is not one of the network's{choices(channel, known)}")
+    return (unit_range(array, f"{channel} volume", mask) - np.float32(known[channel]["mean"])) / np.float32(known[channel]["std"])
+
+
+def read_pairs(cases: Iterable[Case], split: str) -> list[AlignedPair]:
+    """The volumes of a split's cases, fixed as `a` and moving as `b`.
+
+    Raises `ConcordError` for a split without cases, volumes on two grids, and constant ones.
+    """
+    pairs = [_read_pair(case) for case in cases if case.split == split]
+    if not pairs:
+        raise ConcordError(f"no case of split {split!r}; expected one or more: give cases that split in the table of cases")
+    return pairs
+
+
+def first_pairs(pairs: Sequence[AlignedPair], count: int | Literal["all"], seed: int) -> list[AlignedPair]:
+    """The first `count` pairs in a random order of `seed`: a smaller choice is part of every larger one."""
+    if count == "all":
+        return list(pairs)
+    if count > len(pairs):
+        raise ConcordError(f"pairs: {count} of {len(pairs)} training pairs asked for; expected at most all of them")
+    return [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_row: int | None = None
+    since: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """Sums since the last row: loss, accuracy, batches, seconds."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Fit:
+    """A network on its way: weights, optimiser, curve."""
+
+    def __init__(
+        self, settings: PatchMetricFit, train: Sequence[AlignedPair], validation: Sequence[AlignedPair], *, seed: int, device: torch.device
+    ) -> None:
+        self.settings, self.device, self.progress = settings, device, _Progress()
+        self.sampler = PatchSampler(train, settings.sampler, seed=seed, device=device)
+        same = {"seed": seed, "normalisation": self.sampler.normalisation, "device": device}
+        self.held_out = PatchSampler(validation, settings.sampler, **same) if validation else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = PatchCnn(settings.configuration, self.sampler.dimension)
+        last = torch.channels_last_3d if self.sampler.dimension == 3 else torch.channels_last
+        self._format = last if device.type == "cpu" else torch.contiguous_format  # on the CPU twice as fast
+        self.network = network.to(device, memory_format=self._format)
+        self.best: dict[str, torch.Tensor] = {}
+        rates = {"lr": settings.learning_rate, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+        self.optimiser = torch.optim.SGD(self.network.parameters(), **rates, dampening=settings.dampening if settings.momentum else 0)
+
+    def run(self, out: Path, key: str) -> None:
+        """From the checkpoint, where there is one, to the last step."""
+        settings, file = self.settings, beside(out, ".checkpoint.safetensors")
+        if stored := load_checkpoint(file, key):
+            self._restore(*stored)
+        progress = self.progress
+        log.info("fitting on %s, steps %d to %d", described(self.device), progress.step, settings.steps)
+        with closing(prefetched(self.sampler.batch, range(progress.step, settings.steps))) as batches:
+            clock = time.perf_counter()
+            for patches, labels in batches:
+                self._step(patches, labels)
+                progress.since[3] += time.perf_counter() - clock
+                if progress.step % settings.validation_every == 0 or progress.step == settings.steps:
+                    self._add_row()
+                    write_text(beside(out, ".csv"), curve_csv(progress.curve, CURVE))
+                if progress.step % settings.checkpoint_every == 0 and progress.step < settings.steps:
+                    save_checkpoint(file, self._tensors(), asdict(progress) | {"fingerprint": key})
+                clock = time.perf_counter()
+
+    def chosen(self) -> dict[str, torch.Tensor]:
+        """The final weights."""
+        return self.best or self.network.state_dict()
+
+    def scores(self) -> dict[str, Any]:
+        """The learning curve's row of the final weights."""
+        row = self.progress.curve[-1 if self.progress.best_row is None else self.progress.best_row]
+        return {name: value for name, value in row.items() if name not in ("seconds", "patches_per_second")}
+
+    def _step(self, patches: torch.Tensor, labels: torch.Tensor) -> None:
+        settings, progress = self.settings, self.progress
+        cosine = (1 + math.cos(math.pi * progress.step / settings.steps)) / 2
+        self.optimiser.param_groups[0]["lr"] = settings.learning_rate * (cosine if settings.decay == "cosine" else 1)
+        loss, accuracy = self._loss(patches, labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        if not math.isfinite(value := loss.item()):
+            raise ConcordError(f"the loss is {value} at step {progress.step}; lower learning_rate, which is {settings.learning_rate:g}")
+        progress.step += 1
+        progress.since = [total + one for total, one in zip(progress.since, (value, accuracy.item(), 1, 0), strict=True)]
+
+    def _loss(self, patches: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hinge loss, mean of `max(0, 1 - y N)` (paper, sec. 2.2; the mean is ours), and the share of patches on their side of 0."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            dissimilarity = self.network(patches.contiguous(memory_format=self._format))
+        agreement = labels * dissimilarity.flatten().float()
+        return (1 - agreement).clamp(min=0).mean(), (agreement > 0).float().mean()
+
+    def _add_row(self) -> None:
+        """A row of the learning curve; the weights are kept where they are the best so far."""
+        progress = self.progress
+        loss, accuracy, batches, seconds = progress.since
+        progress.since, progress.seconds = [0.0] * 4, progress.seconds + seconds
+        row = {"step": progress.step, "train_loss": loss / batches, "train_accuracy": accuracy / batches} | self._validation()
+        if (held_out := row.get("validation_loss")) is not None and (progress.best_loss is None or held_out <= progress.best_loss):
+            progress.best_loss, progress.best_row = held_out, len(progress.curve)
+            self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        log.info("%s", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()))
+        speed = batches * self.settings.sampler.batch / seconds
+        progress.curve.append(row | {"seconds": round(progress.seconds, 3), "patches_per_second": round(speed, 1)})
+
+    def _validation(self) -> dict[str, float]:
+        """Loss and accuracy on the held-out patches, or nothing where there are none."""
+        if self.held_out is None:
+            return {}
+        batches = math.ceil(self.settings.validation_patches / self.settings.sampler.batch)
+        with torch.no_grad():
+            parts = [torch.stack(self._loss(*self.held_out.batch(i, "validation"))) for i in range(batches)]
+        loss, accuracy = torch.stack(parts).double().mean(0).tolist()
+        return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Weights, momentum and the best weights so far, as a checkpoint names them."""
+        momentum = {name: self.optimiser.state[p].get("momentum_buffer") for name, p in self.network.named_parameters()}
+        groups = {"network": self.network.state_dict(), "momentum": momentum, "best": self.best}
+        return {f"{group}.{name}": t for group, tensors in groups.items() for name, t in tensors.items() if t is not None}
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+        groups: dict[str, dict[str, torch.Tensor]] = {"network": {}, "momentum": {}, "best": {}}
+        for name, tensor in tensors.items():
+            group, _, own = name.partition(".")
+            groups[group][own] = tensor.to(self.device)
+        self.network.load_state_dict(groups["network"])
+        for name, parameter in self.network.named_parameters():
+            if name in groups["momentum"]:
+                buffer = torch.empty_like(parameter).copy_(groups["momentum"][name])
+                self.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
+        self.best = groups["best"]
+        self.progress = _Progress(**{name: value for name, value in progress.items() if name != "fingerprint"})
+
+
+def _read_pair(case: Case) -> AlignedPair:
+    fixed, moving = read_volume(case.fixed), read_volume(case.moving)
+    if not fixed.geometry.matches(moving.geometry):
+        sizes = f"fixed {fixed.geometry.size} and moving {moving.geometry.size} voxels"
+        raise ConcordError(f"case {case.case}: {sizes} are on different grids; expected aligned volumes on one grid: resample the moving one")
+    for volume in (fixed, moving):
+        if volume.array.size == 0 or volume.array.min() == volume.array.max():
+            raise ConcordError(f"case {case.case}: {volume.name} is constant; expected an image to learn from: leave the case out")
+    files = tuple((path.name, file_sha256(path)) for path in (case.fixed, case.moving))
+    return AlignedPair(fixed.array, moving.array, case.case, files)
