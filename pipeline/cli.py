@@ -37,7 +37,13 @@ def cli(traceback: bool) -> None:
 @cli.command()
 @click.argument("fixed", type=PATH)
 @click.argument("moving", type=PATH)
-@click.option("--method", "-m", default="mi", show_default=True, help="Name of a method: see `concord methods`.")
+@click.option("--method", "-m", default="loop", show_default=True, help="Name of a method: see `concord methods`.")
+@click.option("--similarity", help="What our own loop minimises: mi, nmi, ncc, lncc, ngf, mind, mind-ssc, mean-squares or patch-cnn.")
+@click.option(
+    "--transform", "transforms", multiple=True, help="Model of our own loop: translation, rigid, similarity, affine, bspline; may be repeated."
+)
+@click.option("--weights", type=PATH, help="Trained metric (.safetensors) for --similarity patch-cnn.")
+@click.option("--modalities", metavar="FIXED,MOVING", help="What made the images, such as t1,t2, for a metric that was trained on two modalities.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. bins=50 or iterations=100; may be repeated."
 )
@@ -53,17 +59,21 @@ def register(fixed: Path, moving: Path, **options: Any) -> None:
     """Align MOVING with FIXED.
 
     Writes to the output folder: transform.h5 (fixed to moving points, ITK), warped.nii.gz (MOVING on FIXED's grid), qc.png (look
-    at it) and provenance.json.
+    at it) and provenance.json; our own loop adds trace.csv and trace.png, a row an iteration.
 
     \b
     Examples:
       concord register t1.nii.gz t2.nii.gz -o out/
+      concord register t1.nii.gz t2.nii.gz --similarity mind-ssc --transform rigid --transform bspline -o out/
+      concord register t1.nii.gz t2.nii.gz --similarity patch-cnn --weights metric.safetensors --modalities t1,t2 -o out/
       concord register mr/ us.mha --method rigid-mi --fixed-mask prostate.nii.gz -o out/
       concord register ed.nii.gz es.nii.gz --method demons --set iterations='[50,50,25]' -o out/
     """
     from pipeline.single import register_pair
 
-    summary = register_pair(fixed, moving, settings=_settings_of(options.pop("settings")), show=_show_progress, **options)
+    settings = _settings_of(options.pop("settings")) | _loop_settings(options)
+    options["modalities"] = _two_names(options["modalities"])
+    summary = register_pair(fixed, moving, settings=settings, show=_show_progress, **options)
     click.echo(summary)
 
 
@@ -185,6 +195,30 @@ def check(path: Path, scale: str | None) -> None:
 
 
 cli.add_command(stage)
+
+
+def _loop_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """What --similarity, --transform and --weights say; they are the loop's alone."""
+    from pipeline.errors import ConcordError
+
+    given = {"similarity": options.pop("similarity"), "stages": options.pop("transforms") or None, "weights": options.pop("weights")}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if chosen and options["method"] != "loop":
+        raise ConcordError(f"--similarity, --transform and --weights are settings of --method loop, not of {options['method']!r}; leave one out")
+    if "weights" in chosen:
+        chosen.setdefault("similarity", "patch-cnn")
+    return chosen
+
+
+def _two_names(text: str | None) -> tuple[str, ...] | None:
+    from pipeline.errors import ConcordError
+
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(","))
+    if len(names) != 2 or not all(names):
+        raise ConcordError(f"--modalities {text!r}; expected two names, such as t1,t2")
+    return names
 
 
 def _settings_of(given: tuple[str, ...]) -> dict[str, Any]:

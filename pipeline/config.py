@@ -51,6 +51,15 @@ class PictureSettings(_Settings):
     cases: int = Field(8, ge=0, description="at most this many cases a method, spread evenly from the worst to the best")
 
 
+class FitSettings(BaseModel):
+    """A network fitted to the training cases of a dataset; the other keys are the learner's."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    learner: str = Field(description="what is fitted")
+    dataset: str = Field(description="name under `datasets` whose cases of split train (and validation) are used")
+
+
 class StudySettings(_Settings):
     """A study: one dataset, some methods, one protocol, and what comes out."""
 
@@ -76,14 +85,27 @@ class Config(_Settings):
     threads: int = Field(1, ge=1, description="threads of one registration job; the same seed and threads give the same bits")
     datasets: dict[str, dict[str, Any]] = Field(description="name: {reader: …, and its settings}")
     methods: dict[str, dict[str, Any]] = Field(
-        description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently"
+        description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently, "
+        "`fit: NAME` the fit whose weights it takes"
     )
+    fits: dict[str, FitSettings] = Field(default_factory=dict, description="name: a network fitted to the training cases of a dataset")
     studies: dict[str, StudySettings] = Field(description="name: study")
 
     def method(self, name: str) -> dict[str, Any]:
         """All settings of a method, defaults included, as plain JSON values; `use` says which method it is."""
-        given = self.methods[name]
+        given = _without_fit(self.methods[name])
         return {"use": given.get("use", name), **create_method(name, given).model_dump(mode="json")}
+
+    def fit_of(self, name: str) -> str | None:
+        """The fit whose weights a method takes."""
+        return self.methods[name].get("fit")
+
+    def fit(self, name: str) -> dict[str, Any]:
+        """All settings of a fit's learner, defaults included, as plain JSON values."""
+        from pipeline.learned.registry import learner_settings
+
+        chosen = self.fits[name]
+        return learner_settings(chosen.learner, chosen.model_extra or {}, where=f"config.yaml.fits.{name}").model_dump(mode="json")
 
     def dataset(self, name: str) -> dict[str, Any]:
         """All settings of a dataset, defaults included, as plain JSON values."""
@@ -157,8 +179,14 @@ def _check_references(config: Config) -> None:
     """Every name used by a study exists, every method and every dataset in use has valid settings."""
     from pipeline.scoring import MEASURES
 
-    for name in config.methods:
-        create_method(name, config.methods[name])
+    for name, settings in config.methods.items():
+        create_method(name, _without_fit(settings))
+        if "fit" in settings:
+            _known(f"methods.{name}.fit", (settings["fit"],), config.fits)
+    for name, fit in config.fits.items():
+        config.fit(name)
+        _known(f"fits.{name}.dataset", (fit.dataset,), config.datasets)
+        _check_paths(config, fit.dataset)
     for study_name, study in config.studies.items():
         where = f"studies.{study_name}"
         _known(f"{where}.dataset", (study.dataset,), config.datasets)
@@ -173,11 +201,20 @@ def _check_references(config: Config) -> None:
             _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
             _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
-        if "reader" not in config.datasets[study.dataset]:
-            raise ConcordError(f"config.yaml.datasets.{study.dataset}.reader: missing; this key is required")
-        for key, value in config.dataset(study.dataset).items():
-            if key in ("root", "file") and not Path(value).expanduser().exists():
-                raise ConcordError(f"config.yaml.datasets.{study.dataset}.{key}: {value!r} is not there; expected the data's own path")
+        _check_paths(config, study.dataset)
+
+
+def _check_paths(config: Config, dataset: str) -> None:
+    """A dataset in use has a reader, valid settings, and its data."""
+    if "reader" not in config.datasets[dataset]:
+        raise ConcordError(f"config.yaml.datasets.{dataset}.reader: missing; this key is required")
+    for key, value in config.dataset(dataset).items():
+        if key in ("root", "file") and not Path(value).expanduser().exists():
+            raise ConcordError(f"config.yaml.datasets.{dataset}.{key}: {value!r} is not there; expected the data's own path")
+
+
+def _without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "fit"}
 
 
 def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None:
@@ -190,6 +227,7 @@ def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None
 def json_schema() -> dict[str, Any]:
     """The JSON schema of config.yaml with descriptions and defaults, the settings of every method and dataset included."""
     from pipeline.datasets.registry import DATASETS, dataset_class
+    from pipeline.learned.registry import LEARNERS, learner_class
     from pipeline.methods import method_class
 
     schema = Config.model_json_schema()
@@ -197,4 +235,5 @@ def json_schema() -> dict[str, Any]:
     schema["description"] = "config.yaml; any value may be given as a mapping from scales to values: {smoke: …, laptop: …, paper: …}"
     schema["x-methods"] = {name: method_class(name).model_json_schema() for name in METHODS}
     schema["x-datasets"] = {name: dataset_class(name).model_json_schema() for name in DATASETS}
+    schema["x-learners"] = {name: learner_class(name).model_json_schema() for name in LEARNERS}
     return json.loads(json.dumps(schema, default=str))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from pipeline.volumes import Volume, read_volume
 
 log = logging.getLogger(__name__)
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "start_transform")
-COLUMNS = ("case", "status", "transform", "seconds", "peak_memory_mib", "reason")
+COST = ("seconds", "peak_memory_mib", "iteration_ms")
+COLUMNS = ("case", "status", "transform", *COST, "reason")
 MOST_ATTEMPTS = 2
 
 
@@ -51,7 +52,7 @@ def read_manifests(paths: Iterable[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
         table = pd.read_csv(
-            path, dtype={"case": str, "reason": str, "transform": str}, keep_default_na=False, na_values={"seconds": "", "peak_memory_mib": ""}
+            path, dtype={"case": str, "reason": str, "transform": str}, keep_default_na=False, na_values=dict.fromkeys(COST, "")
         )
         table["transform"] = [path.parent / name if name else None for name in table["transform"]]
         tables.append(table)
@@ -78,8 +79,13 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
     try:
         method.load()
         pair, start = load_pair(case), _start_of(case)
+        traced = replace(run, trace=[])
         with measured() as cost:
-            transform = run_method(method, pair, run, start)
+            transform = run_method(method, pair, traced, start)
+        if traced.trace:
+            trace = pd.DataFrame(traced.trace)
+            write_text(folder / f"{case.case}.trace.csv", trace.to_csv(index=False))
+            record["iteration_ms"] = 1000 * float(trace["seconds"].median())
         write_transform(transform, transform_file)
     except ConcordError as error:
         return _finish(case, record, record_file, status="failed", reason=str(error))
@@ -124,5 +130,5 @@ def _finish(case: Case, record: dict[str, Any], path: Path, *, status: str, reas
 
 def _row(case: Case, record: Mapping[str, Any]) -> dict[str, Any]:
     done = record["status"] == "done"
-    cost = {name: record.get(name) for name in ("seconds", "peak_memory_mib")}
+    cost = {name: record.get(name) for name in COST}
     return {"case": case.case, "status": record["status"], "transform": f"{case.case}.h5" if done else "", **cost, "reason": record.get("reason", "")}

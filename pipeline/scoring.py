@@ -196,10 +196,11 @@ MEASURES: dict[str, Measure] = {
     "psnr_db": Measure("dB", "higher", _quality("psnr_db")),
     "mse": Measure("", "lower", _quality("mse")),
     "seconds": Measure("s", "lower", None),
+    "iteration_ms": Measure("ms", "lower", None),
     "peak_memory_mib": Measure("MiB", "lower", None),
 }
-"""Name in config and tables: unit, direction, function. Seconds and memory come from the manifest."""
-FROM_MANIFEST = ("seconds", "peak_memory_mib")
+"""Name in config and tables: unit, direction, function. Costs come from the manifest; `iteration_ms` is the median over a run of our own loop."""
+FROM_MANIFEST = ("seconds", "peak_memory_mib", "iteration_ms")
 
 
 def score_cases(
@@ -229,7 +230,7 @@ def score_cases(
         try:
             scored = Scored(case, result["transform"])
             head = (study, method, case.fold, case.subject, case.case, case.start)
-            mine = [(*head, *row) for name in measures for row in (_cost_row(name, result) if name in FROM_MANIFEST else measure_rows(name, scored))]
+            mine = [(*head, *row) for name in measures for row in (_cost_rows(name, result) if name in FROM_MANIFEST else measure_rows(name, scored))]
         except (ConcordError, ValueError) as error:
             excluded.append(Exclusion(case.case, f"{method} (scoring)", str(error)))
             continue
@@ -246,8 +247,10 @@ def measure_rows(name: str, scored: Scored) -> Iterator[tuple[str, str, float, s
         yield structure, name, number, measure.unit
 
 
-def _cost_row(name: str, result: pd.Series) -> list[tuple[str, str, float, str]]:
-    return [("", name, float(result[name]), MEASURES[name].unit)]
+def _cost_rows(name: str, result: pd.Series) -> list[tuple[str, str, float, str]]:
+    """One row, or none where the method has no such cost."""
+    value = result.get(name)
+    return [] if pd.isna(value) else [("", name, float(value), MEASURES[name].unit)]
 
 
 def read_scores(path: Path) -> pd.DataFrame:

@@ -21,7 +21,7 @@ def register_pair(
 ) -> str:
     """Register and write transform, warped volume, picture and provenance to `output`; returns a line for the user.
 
-    Options: fixed_mask, moving_mask, start (paths), threads, seed. Everything is checked before the work starts.
+    A method that iterates adds its trace. Options: fixed_mask, moving_mask, start (paths), modalities (two names), threads, seed. Everything is checked before the work starts.
     """
     from pipeline.methods import Pair, Run, create_method, run_method
     from pipeline.provenance import environment, file_sha256, measured
@@ -31,8 +31,9 @@ def register_pair(
     chosen = create_method(method, settings)
     _writable(output)
     masks = {name: None if options.get(name) is None else read_volume(options[name]) for name in ("fixed_mask", "moving_mask")}
-    pair = Pair(read_volume(fixed), read_volume(moving), **masks)
-    run = Run(threads=options["threads"], seed=options["seed"], progress=show)
+    modalities = dict(zip(("fixed_modality", "moving_modality"), options.get("modalities") or ("", ""), strict=True))
+    pair = Pair(read_volume(fixed), read_volume(moving), **masks, **modalities)
+    run = Run(threads=options["threads"], seed=options["seed"], progress=show, trace=[])
     start = None if options.get("start") is None else read_transform(options["start"])
     show(f"{method}: registering", 0.0)
     chosen.load()
@@ -42,8 +43,10 @@ def register_pair(
     warped = warp(pair.moving, transform, pair.fixed.geometry)
     write_transform(transform, output / "transform.h5")
     write_volume(warped, output / "warped.nii.gz")
+    if run.trace:
+        _write_trace(run.trace, method, output)
     summary = _quality_picture(pair, transform, warped, method, output / "qc.png")
-    inputs = {"fixed": fixed, "moving": moving, **{k: options.get(k) for k in ("fixed_mask", "moving_mask", "start")}}
+    inputs = {"fixed": fixed, "moving": moving, **{k: options.get(k) for k in ("fixed_mask", "moving_mask", "start")}, **chosen.files}
     record = {
         "method": method,
         "settings": chosen.model_dump(mode="json"),
@@ -57,6 +60,17 @@ def register_pair(
     write_json(output / "provenance.json", record)
     told = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in summary.items())
     return f"{output}/: transform.h5, warped.nii.gz, qc.png, provenance.json ({told})"
+
+
+def _write_trace(rows: list[dict[str, Any]], method: str, output: Path) -> None:
+    import pandas as pd
+
+    from pipeline.figures.curves import run_trace
+    from pipeline.figures.style import save
+
+    trace = pd.DataFrame(rows)
+    write_text(output / "trace.csv", trace.to_csv(index=False))
+    save(run_trace(trace, title=f"{method}: every iteration"), output / "trace.png")
 
 
 def _quality_picture(pair: Any, transform: Any, warped: Volume, method: str, path: Path) -> dict[str, Any]:

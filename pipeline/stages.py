@@ -74,6 +74,30 @@ def prepare_stage(settings: dict[str, Any], cases: Path, volumes: Path, prepared
     logging.info("%d cases prepared, %d left out", len(ready), len(dropped))
 
 
+@stage.command("train")
+@click.option("--learner", required=True)
+@click.option("--settings", type=Json(), required=True, help="the learner's settings")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=int, default=1)
+@click.option("--weights", type=PATH, required=True, help=".safetensors to write; card (.json) and learning curve (.csv) go beside it")
+@click.option("--figure", type=PATH, help="picture of the learning curve to write")
+def train_stage(learner: str, settings: dict[str, Any], cases: Path, seed: int, threads: int, weights: Path, figure: Path | None) -> None:
+    """Fit a network to the training cases of a dataset; stopped and run again, it goes on where it was."""
+    from pipeline.learned.registry import fit
+    from pipeline.methods import Run
+
+    card = fit(learner, settings, cases, run=Run(threads=threads, seed=seed), out=weights)
+    logging.info("%s: %s", weights, card["scores"])
+    if figure is not None:
+        import pandas as pd
+
+        from pipeline.figures.curves import learning_curve
+        from pipeline.figures.style import save
+
+        save(learning_curve(pd.read_csv(weights.with_suffix(".csv")), title=weights.stem), figure)
+
+
 @stage.command("register")
 @click.option("--settings", type=Json(), required=True, help="the method's settings, `use` among them")
 @click.option("--cases", type=EXISTING, required=True)
@@ -82,15 +106,17 @@ def prepare_stage(settings: dict[str, Any], cases: Path, volumes: Path, prepared
 @click.option("--batches", type=int, default=1)
 @click.option("--seed", type=int, default=0)
 @click.option("--threads", type=int, default=1)
+@click.option("--weights", type=EXISTING, help="trained weights of a learned method")
 @click.option("--manifest", type=PATH, required=True, help="table of results to write; transforms go beside it")
-def register_stage(settings: dict[str, Any], cases: Path, split: str, batch: int, batches: int, seed: int, threads: int, manifest: Path) -> None:
+def register_stage(settings: dict[str, Any], cases: Path, split: str, weights: Path | None, manifest: Path, **options: int) -> None:
     """Register one batch of a study's cases with one method."""
     from pipeline.cases import read_cases
     from pipeline.methods import Run
     from pipeline.registration import register_batch, share_of, write_manifest
 
-    mine = share_of([case for case in read_cases(cases) if case.split == split], batch, batches)
-    write_manifest(register_batch(mine, settings, Run(threads=threads, seed=seed), manifest.parent), manifest)
+    mine = share_of([case for case in read_cases(cases) if case.split == split], options["batch"], options["batches"])
+    settings |= {"weights": str(weights)} if weights else {}
+    write_manifest(register_batch(mine, settings, Run(threads=options["threads"], seed=options["seed"]), manifest.parent), manifest)
 
 
 @stage.command("score")

@@ -33,6 +33,7 @@ STYLES: dict[str, tuple[str, float, int]] = {
     "psnr_db": ("PSNR (dB)", 1, 1),
     "mse": ("MSE", 1, 4),
     "seconds": ("Time (s)", 1, 1),
+    "iteration_ms": ("Iteration (ms)", 1, 0),
     "peak_memory_mib": ("Peak memory (MiB)", 1, 0),
 }
 

@@ -15,6 +15,7 @@ wildcard_constraints:
     dataset=names(settings.datasets),
     study=names(settings.studies),
     method=names(settings.methods),
+    fit=names(settings.fits),
     batch=r"\d+",
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
@@ -52,6 +53,12 @@ def dataset_files(wildcards):
     """The table of cases of the study's dataset, and the volumes made with it."""
     folder = f"{OUT}/datasets/{study_of(wildcards).dataset}"
     return {"cases": f"{folder}/cases.csv", "volumes": f"{folder}/volumes"}
+
+
+def weights_of(wildcards):
+    """The weights that a method takes, where it is a learned one."""
+    fit = settings.fit_of(wildcards.method)
+    return [f"{OUT}/weights/{fit}.safetensors"] if fit else []
 
 
 def manifests(wildcards):

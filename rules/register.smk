@@ -2,6 +2,7 @@ rule register:
     input:
         cases=f"{STUDY}/prepared/cases.csv",
         volumes=f"{STUDY}/prepared/volumes",
+        weights=weights_of,
     output:
         f"{STUDY}/transforms/{{method}}/batch-{{batch}}.csv",
     log:
@@ -17,6 +18,7 @@ rule register:
         settings=lambda wildcards: as_json(settings.method(wildcards.method)),
         batches=lambda wildcards: study_of(wildcards).batches,
         seed=settings.seed,
+        weights=lambda wildcards, input: f"--weights {input.weights}" if input.weights else "",
     shell:
         "python -m pipeline stage register --settings {params.settings:q} --cases {input.cases:q} --batch {wildcards.batch}"
-        " --batches {params.batches} --seed {params.seed} --threads {threads} --manifest {output:q} >{log:q} 2>&1"
+        " --batches {params.batches} --seed {params.seed} --threads {threads} {params.weights} --manifest {output:q} >{log:q} 2>&1"

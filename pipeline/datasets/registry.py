@@ -23,6 +23,7 @@ DATASETS: dict[str, str] = {
     "brainweb": "pipeline.datasets.brainweb:BrainWeb",
     "brats": "pipeline.datasets.brats:Brats",
     "ixi": "pipeline.datasets.ixi:Ixi",
+    "labelmaps": "pipeline.datasets.labelmaps:LabelMaps",
 }
 """Name of the reader: where its class stands."""
 

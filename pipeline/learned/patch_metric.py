@@ -20,12 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nets.patch_cnn import CONFIGURATIONS, PatchCnn
-from pipeline.cases import Case
+from pipeline.cases import Case, read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.files import write_text
 from pipeline.learned.fitting import choose_device, curve_csv, described, prefetched, reproducible
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
 from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from pipeline.methods import Run
 from pipeline.provenance import environment, file_sha256, fingerprint
 from pipeline.volumes import read_volume
 
@@ -100,6 +101,40 @@ def fit_patch_metric(
     card = save_weights(out, fit.chosen(), card)
     beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
     return card
+
+
+def fit_to_cases(settings: PatchMetricFit, cases: Path, *, run: Run, out: Path) -> dict[str, Any]:
+    """Fit to the aligned cases of a table, those of split train; validation cases, where there are any, choose the weights.
+
+    Cases between subjects are left out: their volumes are not aligned. Fixed volumes are the first channel; cases of the other
+    direction are turned round, so that a channel is a modality. Raises `ConcordError` where nothing is left to fit to.
+    """
+    aligned = [case for case in read_cases(cases) if not case.moving_subject]
+    if not any(case.split == "train" for case in aligned):
+        raise ConcordError(
+            f"{cases}: no aligned case of split train; expected two images of one subject: set intra: true and train: N for the dataset of the fit"
+        )
+    channels = modalities_of(aligned)
+    held_out = read_pairs(turned(aligned, channels), "validation") if any(case.split == "validation" for case in aligned) else []
+    train = read_pairs(turned(aligned, channels), "train")
+    return fit_patch_metric(train, held_out, settings, seed=run.seed, threads=run.threads, out=out, channels=channels)
+
+
+def modalities_of(cases: Sequence[Case]) -> tuple[str, str]:
+    """The two modalities of these cases, in alphabetical order: the channels of the network. Raises `ConcordError` for others than two."""
+    found = sorted({case.fixed_modality for case in cases} | {case.moving_modality for case in cases})
+    if len(found) != 2 or "" in found:
+        told = ", ".join(repr(name) for name in found)
+        raise ConcordError(f"a metric compares two modalities, these cases have {told}; choose `modalities` (or `directions`) of the dataset")
+    return found[0], found[1]
+
+
+def turned(cases: Sequence[Case], channels: tuple[str, str]) -> list[Case]:
+    """The cases with the first modality as the fixed one, each pair of volumes once."""
+    straight = [
+        case if case.fixed_modality == channels[0] else case.model_copy(update={"fixed": case.moving, "moving": case.fixed}) for case in cases
+    ]
+    return list({(case.fixed, case.moving): case for case in straight}.values())
 
 
 def load_patch_metric(weights: Path | str) -> tuple[PatchCnn, dict[str, Any]]:

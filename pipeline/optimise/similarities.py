@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,7 +93,8 @@ def _patch_cnn(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.patch_cnn import PatchCnnSimilarity
 
     extra = {"grid": settings.patch_grid, "most_outputs": settings.most_patches, "precision": settings.precision}
-    return PatchCnnSimilarity(fixed, level.metric.network, swap=level.metric.swap, **extra)
+    network = level.metric.network
+    return _Alternating([PatchCnnSimilarity(fixed, n, swap=level.metric.swap, **extra) for n in (network, network.mirrored())])
 
 
 SIMILARITIES: dict[str, Kind] = {
@@ -117,6 +118,21 @@ class _Plain:
 
     def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None, *, iteration: int = 0) -> torch.Tensor:
         return self.metric(warped, mask)
+
+
+class _Alternating:
+    """One of several equivalent similarities each iteration, in turn.
+
+    A fitted network has its optimum up to half a voxel beside the truth; the network for mirrored patches has it on the other side
+    (ours). Step by step in turn costs nothing, and the steps' mean knows no side.
+    """
+
+    def __init__(self, metrics: Sequence[Similarity]) -> None:
+        self.metrics = metrics
+
+    def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None, *, iteration: int = 0) -> torch.Tensor:
+        turn, which = divmod(iteration, len(self.metrics))
+        return self.metrics[which](warped, mask, iteration=turn)
 
 
 class _Descriptors:

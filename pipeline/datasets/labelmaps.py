@@ -1,0 +1,225 @@
+"""Label maps without images: from each one, aligned pairs of images of random contrast, to teach a similarity from anatomy alone.
+
+The idea is that of Billot et al. (Med Image Anal 2023) and of Hoffmann et al. (IEEE Trans Med Imaging 2022), see `phantoms/contrast.py`.
+Both modalities are as random as each other: a network should be fitted with its channels swapped at random (`swap_channels`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.cases import Case
+from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
+from pipeline.datasets.layout import FolderDataset, chosen_subjects, find_files
+from pipeline.datasets.pairing import SPLITS, identifier
+from pipeline.datasets.phantoms.contrast import BACKGROUND, ContrastRanges, indexed, synthetic_image
+from pipeline.datasets.registry import Found, LeftOut
+from pipeline.errors import ConcordError
+from pipeline.methods import Run
+from pipeline.provenance import file_sha256
+from pipeline.volumes import SUFFIXES, Volume, read_volume, write_volume
+
+MODALITIES = ("synthetic-a", "synthetic-b")
+MOST_LABELS = 1000
+"""A map with more labels than this is taken for an image (ours)."""
+
+
+class LabelMaps(FolderDataset):
+    """Aligned pairs of synthetic images, made from label maps."""
+
+    layout: ClassVar[str] = "label maps such as head_01.nii.gz or heart.mha in it (whole numbers, 0 outside), or what `pattern` says"
+
+    pattern: str = Field(
+        "{subject}", description="names of the label maps below root, {subject} for the map's name and globs (*, **/); any image suffix may follow"
+    )
+    per_map: int = Field(4, ge=1, le=1000, description="pairs of images made of each map")
+    spacing_mm: float | None = Field(None, gt=0, description="voxel size of the images; left open: that of the map")
+    margin_mm: float | None = Field(None, ge=0, description="keep so much around the labels and cut the rest off; left open: the whole map")
+    hold_out: int = Field(0, ge=0, description="maps whose pairs are validation cases")
+    train: int | None = Field(None, ge=0, description="maps whose pairs are training cases, the rest is test; left open: all that are not held out")
+    seed: int | None = Field(None, ge=0, description="seed of splits and images; left open: the seed of the run")
+    images: ContrastRanges = Field(ContrastRanges(), description="ranges of contrast, resolution, bias and noise from which each image is drawn")
+
+    def cases(self, folder: Path, run: Run) -> Found:
+        """Make the pairs that are not yet in `folder`; one aligned case a pair, all pairs of a map in one split.
+
+        A map that is 4-D, constant, not of whole numbers or unreadable is left out by name.
+        """
+        seed = run.seed if self.seed is None else self.seed
+        files, left_out = self._files()
+        makers: list[_Maker] = []
+        wanted = self.subjects if isinstance(self.subjects, int) else len(files)
+        for name, path in files.items():
+            if len(makers) == wanted:
+                break
+            maker = _Maker(name, path, self, folder.absolute(), seed)
+            try:
+                maker.make()
+                makers.append(maker)
+            except ConcordError as error:
+                left_out.append(LeftOut(name, str(error)))
+            run.report("label maps", len(makers) / wanted)
+        if not makers:
+            raise self.nothing_found(left_out)
+        splits = self._splits([maker.name for maker in makers], seed)
+        return Found([case for maker in makers for case in maker.cases(splits[maker.name])], left_out)
+
+    def _files(self) -> tuple[dict[str, Path], list[LeftOut]]:
+        """The chosen maps by name, and names that several files share. Raises `ConcordError` where there is nothing at all."""
+        root = self.found_root()
+        if "{subject}" not in self.pattern:
+            raise ConcordError(f"pattern: {self.pattern!r} names no map; expected {{subject}} in it, such as **/{{subject}}_dseg.nii.gz")
+        patterns = [self.pattern] if self.pattern.endswith(SUFFIXES) else [self.pattern + suffix for suffix in SUFFIXES]
+        found = find_files(root, patterns)
+        if not found:
+            raise self.nothing_found()
+        names = chosen_subjects(found, self.subjects if isinstance(self.subjects, tuple) else None)
+        several = [
+            LeftOut(name, f"{len(paths)} files: {', '.join(path.relative_to(root).as_posix() for path in paths[:3])}; expected one")
+            for name in names
+            if len(paths := found[name]) > 1
+        ]
+        return {name: found[name][0] for name in names if len(found[name]) == 1}, several
+
+    def _splits(self, names: Sequence[str], seed: int) -> dict[str, str]:
+        """The split of every map, drawn from the seed. Raises `ConcordError` where there are too few maps."""
+        train = len(names) - self.hold_out if self.train is None else self.train
+        if not 0 <= train <= len(names) - self.hold_out:
+            raise ConcordError(
+                f"{len(names)} label maps with hold_out {self.hold_out} and train {self.train}; expected as many maps as these together: "
+                "add maps or lower these numbers"
+            )
+        counts = {"validation": self.hold_out, "train": train, "test": len(names) - self.hold_out - train}
+        drawn = np.random.default_rng([seed, 0]).permutation(np.repeat(SPLITS, [counts[split] for split in SPLITS]))
+        return dict(zip(sorted(names), drawn.tolist(), strict=True))
+
+
+class _Maker:
+    """Makes the files of one map; equal makers make equal files, whatever other maps there are."""
+
+    def __init__(self, name: str, path: Path, settings: LabelMaps, folder: Path, seed: int) -> None:
+        self.name, self._path, self._settings, self._folder = name, path, settings, folder
+        self._id = identifier(name)
+        self._seed = subject_seed(seed, zlib.crc32(name.encode()))
+        self._labels = folder / f"{self._id}_labels.mha"
+
+    def make(self) -> None:
+        """Write what is missing. Raises `ConcordError` for a map that is none."""
+        grid = {"map": _content_sha256(self._path), "code": code_digest("contrast")}
+        grid |= {key: getattr(self._settings, key) for key in ("spacing_mm", "margin_mm")}
+        drawn = grid | {"images": self._settings.images.model_dump(mode="json"), "seed": self._seed}
+        missing = [pair for pair in self._pairs() if not is_kept(self._record(pair), drawn | {"pair": pair}, self._images(pair))]
+        labels_kept = is_kept(self._labels.with_suffix(".json"), grid, [self._labels])
+        if labels_kept and not missing:
+            return
+        label_map, on_grid = _prepared(self._path, self._settings)
+        if not labels_kept:
+            write_volume(on_grid, self._labels)
+            keep(self._labels.with_suffix(".json"), grid)
+        index = indexed(label_map.array, label_map.geometry.spacing_mm)
+        for pair in missing:
+            for side, path in enumerate(self._images(pair)):
+                image = synthetic_image(index, on_grid.array.shape, self._settings.images, np.random.default_rng([self._seed, pair, side]))
+                if image.min() == image.max():
+                    raise ConcordError(f"{self._path}: pair {pair} came out constant; widen `images.mean` or lower `images.merge_share`")
+                write_volume(on_grid.with_array(image), path)
+            keep(self._record(pair), drawn | {"pair": pair})
+
+    def cases(self, split: str) -> Iterator[Case]:
+        """An aligned case a pair."""
+        truth = _identity(self._folder, read_volume(self._labels).dimension)
+        for pair in self._pairs():
+            fixed, moving = self._images(pair)
+            yield Case(
+                case=f"{self._id}_{pair:02d}",
+                fixed=fixed,
+                moving=moving,
+                subject=self.name,
+                fixed_modality=MODALITIES[0],
+                moving_modality=MODALITIES[1],
+                split=split,
+                group="-".join(MODALITIES),
+                fixed_labels=self._labels,
+                moving_labels=self._labels,
+                true_transform=truth,
+            )
+
+    def _pairs(self) -> range:
+        return range(1, self._settings.per_map + 1)
+
+    def _images(self, pair: int) -> list[Path]:
+        return [self._folder / f"{self._id}_{pair:02d}_{side}.mha" for side in "ab"]
+
+    def _record(self, pair: int) -> Path:
+        return self._folder / f"{self._id}_{pair:02d}.json"
+
+
+def read_label_map(path: Path) -> Volume:
+    """A label map as integers. Raises `ConcordError` for unreadable, 4-D, fractional, negative and constant ones, and for images."""
+    volume = read_volume(path)
+    array = volume.array
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if fractions := int((whole != array).sum()):
+            raise ConcordError(f"{path}: {fractions} samples are no whole numbers; expected a label map: choose the file of the labels")
+        array = whole
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    if low == high:
+        raise ConcordError(f"{path}: every sample is {low:g}; expected two labels or more")
+    if low < 0 or high >= 2**31:
+        raise ConcordError(f"{path}: samples from {low:g} to {high:g}; expected labels from 0 to 2147483647")
+    return volume.with_array(array.astype(np.int32))
+
+
+def _prepared(path: Path, settings: LabelMaps) -> tuple[Volume, Volume]:
+    """The label map, cut to its margin, and the same on the grid of the images (nearest neighbour, same box)."""
+    volume = read_label_map(path)
+    if settings.margin_mm is not None:
+        volume = _cut(volume, settings.margin_mm)
+    count = len(np.unique(volume.array))
+    if count > MOST_LABELS:
+        raise ConcordError(f"{path}: {count} different values; expected a label map of at most {MOST_LABELS}, this looks like an image")
+    own = volume.geometry
+    grid = own if settings.spacing_mm is None else own.with_spacing(settings.spacing_mm)
+    if min(grid.size) < 2:
+        raise ConcordError(f"{path}: {grid.size} voxels at {settings.spacing_mm} mm; expected 2 or more along each axis: lower spacing_mm")
+    nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(grid.shape, own.shape, strict=True)]
+    return volume, Volume(volume.array[np.ix_(*nearest)], grid, volume.name)
+
+
+def _cut(volume: Volume, margin_mm: float) -> Volume:
+    """The box of all that is not background, and `margin_mm` around it where there is so much."""
+    inside = volume.array != BACKGROUND
+    lower, upper = [], []
+    for axis, spacing in enumerate(volume.geometry.spacing_mm):
+        others = tuple(i for i in range(volume.dimension) if i != volume.dimension - 1 - axis)
+        hit = np.flatnonzero(inside.any(axis=others))
+        margin = int(np.ceil(margin_mm / spacing))
+        lower.append(max(0, int(hit[0]) - margin))
+        upper.append(min(volume.geometry.size[axis], int(hit[-1]) + 1 + margin))
+    return volume.cropped(lower, upper)
+
+
+def _content_sha256(path: Path) -> str:
+    """Of the file; where the header names others (.mhd, .nhdr), of all beside it that share its stem."""
+    if not path.name.endswith((".mhd", ".nhdr")):
+        return file_sha256(path)
+    return ",".join(file_sha256(file) for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.is_file())
+
+
+def _identity(folder: Path, dimension: int) -> Path:
+    """The file of the true transform of aligned images."""
+    from pipeline.transform_files import write_transform
+    from pipeline.transforms import Linear
+
+    path = folder / f"true_identity_{dimension}d.tfm"
+    if not is_kept(path.with_suffix(".json"), {"dimension": dimension}, [path]):
+        write_transform(Linear.identity(dimension), path)
+        keep(path.with_suffix(".json"), {"dimension": dimension})
+    return path

@@ -1,0 +1,288 @@
+"""A derivative-free start of the B-spline stage: the best of a window of translations for every control point, made smooth together.
+
+Simonovsky et al. (2016, sec. 4) sketch it: unary costs of labels (translations) at the control points, for which the network is
+only evaluated forwards. The smoothness is that of the coupled convex scheme (Siebert, Hansen and Heinrich, ConvexAdam, TMI 2024).
+A label moves the whole image, so that all control points are served at once: in whole voxels of the fixed grid a move is a window
+of the moving image, warped once onto the fixed grid and some voxels beyond, and nothing is interpolated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pipeline.errors import ConcordError
+from pipeline.methods import Pair
+from pipeline.optimise.models import SplineModel
+from pipeline.optimise.moving import MovingImage
+from pipeline.optimise.network import TrainedMetric
+from pipeline.optimise.samples import Lattice
+from pipeline.transforms import Linear
+from pipeline.volumes import Geometry
+
+COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Weights of the rounds in ConvexAdam."""
+LEAST_OVERLAP = 0.5
+"""A label counts at a control point where this share of its neighbourhood stays inside the moving image and its mask (ours)."""
+_NO_DATA = 1e-6
+
+
+@dataclass(frozen=True)
+class DiscreteSettings:
+    """`half_width` labels to either side of none along each axis, `step_vx` voxels apart (ConvexAdam: 4 to either side).
+
+    `coupling`: weight of each round, for costs whose depth over the window is `depth` on average (ours: a similarity's unit is
+    arbitrary); the depth rises, the smoothness falls. `cost_smoothings`: box filters over the costs of neighbouring control points
+    (ConvexAdam: 2, of costs of single cells; ours 0, as a B-spline already weighs over four cells). `stride_vx`: compare every so
+    many voxels along an axis, for similarities that are not networks. `refine`: find the minimum between labels by parabolas (ours).
+    """
+
+    half_width: int = 3
+    step_vx: int = 1
+    coupling: tuple[float, ...] = COUPLING
+    depth: float = 1.0
+    cost_smoothings: int = 0
+    stride_vx: int = 2
+    refine: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = (self.half_width, self.step_vx, self.stride_vx, len(self.coupling))
+        if min(numbers) < 1 or self.cost_smoothings < 0 or not self.depth > 0:
+            raise ConcordError(f"{self}; expected a half width, step, stride and number of rounds of 1 or more, and a positive depth")
+
+
+class Unary(Protocol):
+    """The local dissimilarity of a pair for every move of the moving image by whole voxels."""
+
+    lattice: Lattice
+    """Where the values lie on the fixed grid."""
+
+    def __call__(self, shift: Sequence[int]) -> torch.Tensor:
+        """Dissimilarity of fixed(x) and moving(x + shift) at the lattice's points, in its shape; `shift` is in voxels `([z,] y, x)`."""
+
+
+UnaryMaker = Callable[[torch.Tensor, "Extended", Geometry], Unary]
+"""Fixed image `(1, 1, [z,] y, x)`, warped moving image with a rim, fixed grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extended:
+    """A tensor `(1, C, [z,] y, x)` on a grid that reaches `rim` voxels `([z,] y, x)` beyond another on every side."""
+
+    tensor: torch.Tensor
+    rim: tuple[int, ...]
+    _phases: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def moved(self, shift: Sequence[int]) -> torch.Tensor:
+        """The part on the inner grid moved by `shift`, `(1, C, [z,] y, x)`: a view."""
+        sizes = [n - 2 * r for n, r in zip(self.tensor.shape[2:], self.rim, strict=True)]
+        return self.tensor[(..., *(slice(r + s, r + s + n) for r, s, n in zip(self.rim, shift, sizes, strict=True)))]
+
+    def on(self, lattice: Lattice, shift: Sequence[int]) -> torch.Tensor:
+        """The values at the lattice's points moved by `shift`, `(1, C, [z,] y, x)`; points of one stride lie together in memory."""
+        steps = lattice.stride[::-1]
+        first = [r + s + o for r, s, o in zip(self.rim, shift, lattice.offset[::-1], strict=True)]
+        phase = tuple(f % s for f, s in zip(first, steps, strict=True))
+        if phase not in self._phases:
+            self._phases[phase] = self.tensor[(..., *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))].contiguous()
+        starts = [f // s for f, s in zip(first, steps, strict=True)]
+        return self._phases[phase][(..., *(slice(f, f + n) for f, n in zip(starts, lattice.shape, strict=True)))]
+
+
+class FeatureDifference:
+    """Squared difference of features `(1, C, [z,] y, x)`, the mean over channels: intensities, or descriptors computed once."""
+
+    def __init__(self, fixed: torch.Tensor, moving: Extended, geometry: Geometry, stride_vx: int) -> None:
+        stride = tuple(min(stride_vx, n) for n in geometry.size)
+        self.lattice = Lattice(geometry, stride, tuple((s - 1) // 2 for s in stride), fixed.dtype)
+        self.fixed = fixed[(..., *(slice(o, None, s) for o, s in zip(self.lattice.offset[::-1], stride[::-1], strict=True)))].contiguous()
+        self.moving = moving
+
+    def __call__(self, shift: Sequence[int]) -> torch.Tensor:
+        return (self.moving.on(self.lattice, shift) - self.fixed).square_().mean(1)[0]
+
+
+class PatchDissimilarity:
+    """Output of the patch network and of its mirror image, the mean: both err by the same distance in opposite directions."""
+
+    def __init__(self, fixed: torch.Tensor, moving: Extended, geometry: Geometry, *, metric: TrainedMetric, **extra: Any) -> None:
+        from metrics.similarity.patch_cnn import PatchCnnSimilarity
+
+        network = metric.network
+        self.similarities = [PatchCnnSimilarity(fixed, n, swap=metric.swap, grid="fixed", **extra) for n in (network, network.mirrored())]
+        first, self.moving, d = network.patch_vx // 2, moving, geometry.dimension
+        covered = geometry.cropped((0,) * d, [n - first for n in geometry.size])  # no patch is centred nearer to the border
+        self.lattice = Lattice(covered, (network.stride_vx,) * d, (first,) * d, fixed.dtype)
+
+    def __call__(self, shift: Sequence[int]) -> torch.Tensor:
+        warped = self.moving.moved(shift).contiguous()
+        return torch.stack([similarity.output_map(warped)[0, 0] for similarity in self.similarities]).mean(0)
+
+
+def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> UnaryMaker:
+    """The local dissimilarity that belongs to the settings' `similarity`.
+
+    Raises `ConcordError` for a similarity that is a number for the whole image and no mean over places.
+    """
+    from metrics.similarity.mind import mind, mind_ssc
+
+    def of_features(features: Callable[[torch.Tensor], torch.Tensor]) -> UnaryMaker:
+        def make(fixed: torch.Tensor, moving: Extended, geometry: Geometry) -> Unary:
+            return FeatureDifference(features(fixed), Extended(features(moving.tensor), moving.rim), geometry, stride_vx)
+
+        return make
+
+    if settings.similarity == "patch-cnn":
+        extra = {"most_outputs": settings.most_patches, "precision": settings.precision}
+        return lambda fixed, moving, geometry: PatchDissimilarity(fixed, moving, geometry, metric=metric, **extra)
+    if settings.similarity == "mind-ssc":
+        radius = 2 if settings.radius_vx is None else settings.radius_vx
+        return of_features(lambda image: mind_ssc(image, radius_vx=radius, dilation_vx=settings.dilation_vx))
+    if settings.similarity == "mind":
+        return of_features(lambda image: mind(image, sigma_vx=settings.sigma_vx))
+    if settings.similarity == "mean-squares":
+        return of_features(lambda image: image)
+    raise ConcordError(f"similarity {settings.similarity!r} has no local value; the discrete start takes mean-squares, mind, mind-ssc or patch-cnn")
+
+
+def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: UnaryMaker, how: DiscreteSettings, threads: int = 1) -> np.ndarray:
+    """Parameters of `model` that bring the moving image, seen through the linear transform `after`, near to the fixed one.
+
+    Displacements found at the control points become the values of the spline there (interpolation), in mm along the axes of space.
+    The images are those of a level; masks weigh. Raises `ConcordError` where masks and images leave no control point any data.
+    """
+    geometry = pair.fixed.geometry
+    steps = label_steps_vx(geometry, how.step_vx)
+    rim = tuple(how.half_width * s for s in steps[::-1])
+    with torch.no_grad():
+        warped, inside = _warped(pair, after, rim, threads)
+        unary = make(torch.as_tensor(pair.fixed.array.astype(np.float32))[None, None], warped, geometry)
+        mask = None if pair.fixed_mask is None else torch.as_tensor(pair.fixed_mask.array != 0)
+        cost, support = displacement_costs(unary, model.grid, shifts_vx(how.half_width, steps), fixed_mask=mask, inside=inside)
+        if not (support > _NO_DATA).any():
+            raise ConcordError(f"{pair.fixed.name}: no control point has data inside both images and masks; enlarge the masks or start closer")
+        found = coupled_convex(cost, support, how)
+    return interpolating_coefficients(found.double().numpy(), geometry, steps).ravel()
+
+
+def label_steps_vx(geometry: Geometry, step_vx: int) -> tuple[int, ...]:
+    """Voxels between labels along `(x, y[, z])`: `step_vx` on the finest axis, about as many mm on the others."""
+    finest = min(geometry.spacing_mm)
+    return tuple(max(1, round(step_vx * finest / s)) for s in geometry.spacing_mm)
+
+
+def shifts_vx(half_width: int, steps: Sequence[int]) -> list[tuple[int, ...]]:
+    """The move of every label in voxels `([z,] y, x)`, x fastest."""
+    return list(product(*(range(-half_width * s, half_width * s + 1, s) for s in reversed(steps))))
+
+
+def displacement_costs(
+    unary: Unary, grid: Geometry, shifts: Sequence[Sequence[int]], *, fixed_mask: torch.Tensor | None = None, inside: Extended | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cost of every label at every control point, `(labels, [z,] y, x)`, and how much data each has, `([z,] y, x)` in [0, 1].
+
+    A control point's cost is the mean of the local dissimilarity with the weights of its cubic B-spline, `fixed_mask` (`([z,] y, x)`)
+    and `inside` (where the moving image and its mask are, `(1, 1, …)`). A label that leaves a control point less than `LEAST_OVERLAP`
+    of its neighbourhood costs as much there as the worst other one; a control point without data has cost 0 throughout.
+    """
+    lattice = unary.lattice
+    ones = torch.ones(lattice.shape, dtype=lattice.dtype)
+    own = ones if fixed_mask is None else ones * lattice.window(fixed_mask[tuple(slice(n) for n in lattice.geometry.shape)])
+    share = _pooled(own, lattice, grid)
+    sums, weights = [], []
+    for shift in shifts:
+        weight = own if inside is None else own * inside.on(lattice, shift)[0, 0]
+        sums.append(_pooled(unary(shift) * weight, lattice, grid))
+        weights.append(share if inside is None else _pooled(weight, lattice, grid))
+    sums, weights = torch.stack(sums), torch.stack(weights)
+    floor = _NO_DATA * _pooled(ones, lattice, grid).max()
+    known = (weights >= LEAST_OVERLAP * share) & (weights > floor)
+    cost = torch.where(known, sums / weights.clamp(min=floor), -torch.inf)
+    worst = cost.amax(0, keepdim=True)
+    cost = torch.where(known, cost, worst)
+    support = torch.where(known.any(0), share / _pooled(ones, lattice, grid).max(), 0.0)
+    return torch.where(torch.isfinite(worst), cost, 0.0), support
+
+
+def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSettings) -> torch.Tensor:
+    """Displacements `(d, [z,] y, x)` in labels, components `(x, y[, z])`, from costs `(labels, [z,] y, x)` of `shifts_vx`' order.
+
+    Each round takes the label of least cost plus coupling times its squared distance to the smooth field, then smooths by a box of
+    three control points an axis; `support` weighs what is smoothed, so that control points without data take their neighbours'
+    mean. The result is the last smooth field.
+    """
+    d = support.ndim
+    axis = torch.arange(-how.half_width, how.half_width + 1, dtype=cost.dtype)
+    labels = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij")[::-1]).reshape(d, -1, *[1] * d)
+    weight = support.clamp(min=_NO_DATA)
+    cost = cost * (how.depth / _depth(cost, support))
+    for _ in range(how.cost_smoothings):
+        cost = _smooth(cost, weight)
+    smooth = _smooth(_lowest(cost, how), weight)
+    for coupling in how.coupling:
+        total = cost + coupling * (labels - smooth[:, None]).square().sum(0)
+        smooth = _smooth(_lowest(total, how), weight)
+    return smooth
+
+
+def interpolating_coefficients(displacement_labels: np.ndarray, geometry: Geometry, steps: Sequence[int]) -> np.ndarray:
+    """B-spline coefficients in mm, `(d, [z,] y, x)`, of the spline that takes these displacements at the control points."""
+    from scipy.ndimage import spline_filter
+
+    in_mm = np.tensordot(geometry.index_to_physical * np.asarray(steps, float), displacement_labels, axes=1)
+    return np.stack([spline_filter(component, order=3, mode="mirror") for component in in_mm])
+
+
+def _warped(pair: Pair, after: Linear, rim: tuple[int, ...], threads: int) -> tuple[Extended, Extended | None]:
+    """The moving image on the fixed grid and `rim` voxels beyond; where it and its mask are, or None for everywhere."""
+    fixed, moving = pair.fixed.geometry, MovingImage.of(pair.moving, threads=threads)
+    wide = fixed.cropped([-r for r in rim[::-1]], np.add(fixed.size, rim[::-1]))
+    matrix, offset = moving.units(after)
+    lattice = Lattice(wide, (1,) * fixed.dimension, (0,) * fixed.dimension)
+    points = lattice.affine(matrix @ wide.index_to_physical, matrix @ np.asarray(wide.origin_mm) + offset)
+    inside = moving.inside(points)
+    if pair.moving_mask is not None:  # on the moving image's grid, so that its units are the same
+        inside &= MovingImage.of(pair.moving_mask.with_array(pair.moving_mask.array != 0), threads=threads).at(points) >= 0.5
+    image = moving.at(points).reshape(1, 1, *wide.shape)
+    return Extended(image, rim), None if inside.all() else Extended(inside.reshape(1, 1, *wide.shape).to(image.dtype), rim)
+
+
+def _pooled(values: torch.Tensor, lattice: Lattice, grid: Geometry) -> torch.Tensor:
+    """Sums with the B-spline weight of every control point, `([z,] y, x)`."""
+    return lattice.spline_adjoint(values.reshape(-1, 1), grid)[0]
+
+
+def _depth(cost: torch.Tensor, support: torch.Tensor) -> float:
+    """How far the lowest cost lies under the mean over labels, the mean over control points by their data."""
+    depth = float(((cost.mean(0) - cost.amin(0)) * support).sum() / support.sum())
+    return depth if depth > 0 else 1.0
+
+
+def _smooth(stack: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over 3 control points an axis of each `(k, [z,] y, x)`."""
+    pool = F.avg_pool3d if weight.ndim == 3 else F.avg_pool2d
+    return (pool((stack * weight)[None], 3, 1, 1) / pool(weight[None, None], 3, 1, 1))[0]
+
+
+def _lowest(cost: torch.Tensor, how: DiscreteSettings) -> torch.Tensor:
+    """Label of least cost at every control point, `(d, [z,] y, x)` in `(x, y[, z])`; between labels by a parabola an axis."""
+    d, edge = cost.ndim - 1, 2 * how.half_width + 1
+    best = cost.argmin(0, keepdim=True)
+    least = cost.gather(0, best)[0]
+    found = []
+    for stride in (edge**a for a in range(d)):  # x first
+        place = (best // stride) % edge
+        offset = torch.zeros_like(least)
+        if how.refine:
+            before, behind = (cost.gather(0, (best + side * stride).clamp(0, cost.shape[0] - 1))[0] for side in (-1, 1))
+            curvature = before + behind - 2 * least
+            inner = ((place > 0) & (place < edge - 1))[0] & (curvature > 0)
+            offset = torch.where(inner, (before - behind) / (2 * curvature.clamp(min=1e-30)), 0.0).clamp(-0.5, 0.5)
+        found.append(place[0] - how.half_width + offset)
+    return torch.stack(found)
