@@ -6,10 +6,12 @@ Both modalities are as random as each other: a network should be fitted with its
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -18,11 +20,10 @@ from pipeline.cases import Case
 from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
 from pipeline.datasets.layout import FolderDataset, chosen_subjects, find_files
 from pipeline.datasets.pairing import SPLITS, identifier
-from pipeline.datasets.phantoms.contrast import BACKGROUND, ContrastRanges, indexed, synthetic_image
+from pipeline.datasets.phantoms.contrast import BACKGROUND, ContrastRanges, LabelIndex, indexed, synthetic_image
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.errors import ConcordError
 from pipeline.methods import Run
-from pipeline.provenance import file_sha256
 from pipeline.volumes import SUFFIXES, Volume, read_volume, write_volume
 
 MODALITIES = ("synthetic-a", "synthetic-b")
@@ -51,10 +52,10 @@ class LabelMaps(FolderDataset):
 
         A map that is 4-D, constant, not of whole numbers or unreadable is left out by name.
         """
-        seed = run.seed if self.seed is None else self.seed
         files, left_out = self._files()
+        seed = run.seed if self.seed is None else self.seed
         makers: list[_Maker] = []
-        wanted = self.subjects if isinstance(self.subjects, int) else len(files)
+        wanted = min(len(files), self.subjects) if isinstance(self.subjects, int) else len(files)
         for name, path in files.items():
             if len(makers) == wanted:
                 break
@@ -79,13 +80,15 @@ class LabelMaps(FolderDataset):
         found = find_files(root, patterns)
         if not found:
             raise self.nothing_found()
-        names = chosen_subjects(found, self.subjects if isinstance(self.subjects, tuple) else None)
+        by_name: dict[str, list[Path]] = {}
+        for name in chosen_subjects(found, self.subjects if isinstance(self.subjects, tuple) else None):
+            by_name.setdefault(identifier(name), []).extend(found[name])
         several = [
-            LeftOut(name, f"{len(paths)} files: {', '.join(path.relative_to(root).as_posix() for path in paths[:3])}; expected one")
-            for name in names
-            if len(paths := found[name]) > 1
+            LeftOut(name, f"{len(paths)} files ({', '.join(path.relative_to(root).as_posix() for path in paths[:3])}); expected one")
+            for name, paths in by_name.items()
+            if len(paths) > 1
         ]
-        return {name: found[name][0] for name in names if len(found[name]) == 1}, several
+        return {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}, several
 
     def _splits(self, names: Sequence[str], seed: int) -> dict[str, str]:
         """The split of every map, drawn from the seed. Raises `ConcordError` where there are too few maps."""
@@ -105,9 +108,8 @@ class _Maker:
 
     def __init__(self, name: str, path: Path, settings: LabelMaps, folder: Path, seed: int) -> None:
         self.name, self._path, self._settings, self._folder = name, path, settings, folder
-        self._id = identifier(name)
         self._seed = subject_seed(seed, zlib.crc32(name.encode()))
-        self._labels = folder / f"{self._id}_labels.mha"
+        self._labels = folder / f"{self.name}_labels.mha"
 
     def make(self) -> None:
         """Write what is missing. Raises `ConcordError` for a map that is none."""
@@ -118,11 +120,10 @@ class _Maker:
         labels_kept = is_kept(self._labels.with_suffix(".json"), grid, [self._labels])
         if labels_kept and not missing:
             return
-        label_map, on_grid = _prepared(self._path, self._settings)
+        index, on_grid = _prepared(self._path, self._settings)
         if not labels_kept:
             write_volume(on_grid, self._labels)
             keep(self._labels.with_suffix(".json"), grid)
-        index = indexed(label_map.array, label_map.geometry.spacing_mm)
         for pair in missing:
             for side, path in enumerate(self._images(pair)):
                 image = synthetic_image(index, on_grid.array.shape, self._settings.images, np.random.default_rng([self._seed, pair, side]))
@@ -137,7 +138,7 @@ class _Maker:
         for pair in self._pairs():
             fixed, moving = self._images(pair)
             yield Case(
-                case=f"{self._id}_{pair:02d}",
+                case=f"{self.name}_{pair:02d}",
                 fixed=fixed,
                 moving=moving,
                 subject=self.name,
@@ -154,10 +155,10 @@ class _Maker:
         return range(1, self._settings.per_map + 1)
 
     def _images(self, pair: int) -> list[Path]:
-        return [self._folder / f"{self._id}_{pair:02d}_{side}.mha" for side in "ab"]
+        return [self._folder / f"{self.name}_{pair:02d}_{side}.mha" for side in "ab"]
 
     def _record(self, pair: int) -> Path:
-        return self._folder / f"{self._id}_{pair:02d}.json"
+        return self._folder / f"{self.name}_{pair:02d}.json"
 
 
 def read_label_map(path: Path) -> Volume:
@@ -177,20 +178,20 @@ def read_label_map(path: Path) -> Volume:
     return volume.with_array(array.astype(np.int32))
 
 
-def _prepared(path: Path, settings: LabelMaps) -> tuple[Volume, Volume]:
-    """The label map, cut to its margin, and the same on the grid of the images (nearest neighbour, same box)."""
+def _prepared(path: Path, settings: LabelMaps) -> tuple[LabelIndex, Volume]:
+    """The label map, cut to its margin, ready for synthesis; and on the grid of the images (nearest neighbour, same box)."""
     volume = read_label_map(path)
     if settings.margin_mm is not None:
         volume = _cut(volume, settings.margin_mm)
-    count = len(np.unique(volume.array))
-    if count > MOST_LABELS:
-        raise ConcordError(f"{path}: {count} different values; expected a label map of at most {MOST_LABELS}, this looks like an image")
     own = volume.geometry
+    index = indexed(volume.array, own.spacing_mm)
+    if (count := len(index.labels)) > MOST_LABELS:
+        raise ConcordError(f"{path}: {count} different values; expected a label map of at most {MOST_LABELS}, this looks like an image")
     grid = own if settings.spacing_mm is None else own.with_spacing(settings.spacing_mm)
     if min(grid.size) < 2:
         raise ConcordError(f"{path}: {grid.size} voxels at {settings.spacing_mm} mm; expected 2 or more along each axis: lower spacing_mm")
     nearest = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(grid.shape, own.shape, strict=True)]
-    return volume, Volume(volume.array[np.ix_(*nearest)], grid, volume.name)
+    return index, Volume(volume.array[np.ix_(*nearest)], grid, volume.name)
 
 
 def _cut(volume: Volume, margin_mm: float) -> Volume:
@@ -207,10 +208,14 @@ def _cut(volume: Volume, margin_mm: float) -> Volume:
 
 
 def _content_sha256(path: Path) -> str:
-    """Of the file; where the header names others (.mhd, .nhdr), of all beside it that share its stem."""
-    if not path.name.endswith((".mhd", ".nhdr")):
-        return file_sha256(path)
-    return ",".join(file_sha256(file) for file in sorted(path.parent.glob(f"{path.stem}.*")) if file.is_file())
+    """Of the file; where its header names others (.mhd, .nhdr), of all beside it that share its stem. Never remembered: a map may change."""
+    detached = path.name.endswith((".mhd", ".nhdr"))
+    files = sorted(file for file in path.parent.glob(f"{glob.escape(path.stem)}.*") if file.is_file()) if detached else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _identity(folder: Path, dimension: int) -> Path:

@@ -15,74 +15,85 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLES = {"rigid": "rigid transform", "bspline": "B-spline transform"}
-VALUE, SLOPE, OTHER = {"linewidth": 2.0}, {"linewidth": 1.4, "linestyle": (0, (4, 1.6))}, {"linewidth": 0.7, "alpha": 0.75}
+TITLES = {"rigid": "Rigid", "bspline": "B-spline"}
+INK = "#1d232b"
+LINES = {
+    "value (scaled to [0, 1], left axis)": {"color": INK, "linewidth": 2.2},
+    "its analytic derivative (right axis)": {"color": PALETTE[1], "linewidth": 1.6},
+    "derivatives by other parameters": {"color": PALETTE[5], "linewidth": 0.8},
+    "truth, and derivative zero": {"color": GREY, "linewidth": 0.9, "linestyle": (0, (2, 2))},
+}
+VALUE, SLOPE, OTHER, TRUTH = LINES.values()
 
 
 @styled
 def draw_landscape(tables: pd.DataFrame, *, methods: Sequence[str] = (), title: str = "") -> Figure:
-    """A column a method, a row a transform: value (scaled to [0, 1], left axis) and derivatives of the scaled value (right axis).
+    """A column a method; a rigid translation, a rotation and a B-spline's control point below each other: value and derivatives.
 
-    `tables`: landscapes of `pipeline.optimise.landscape`, one after the other. Of the rigid parameters the first translation and the
-    last rotation are drawn, of the B-spline's the first control point; thin lines are the derivatives by other parameters. Empty
-    `methods`: all. Raises `ConcordError` for methods and transforms that the tables do not have.
+    `tables`: landscapes of `pipeline.optimise.landscape`, one after the other. Drawn are the first translation, the last rotation and
+    the first control point. The value is scaled to [0, 1] (the paper's is not to scale either), and the derivatives are those of the
+    scaled value. Empty `methods`: all. Raises `ConcordError` for methods that the tables do not have.
     """
     shown = chosen_methods(methods, list(tables["method"].unique()), "landscape")
-    kinds = [kind for kind in TITLES if kind in set(tables["transform"])]
-    if not kinds:
-        raise ConcordError(f"landscape: no curves of a transform; expected rows of {' or '.join(TITLES)}")
-    figure = new_figure(1.6 + 3.0 * len(shown), 1.5 + 2.6 * len(kinds))
-    panels = figure.subplots(len(kinds), len(shown), squeeze=False)
-    for row, kind in zip(panels, kinds, strict=True):
-        parts = [tables[(tables["method"] == method) & (tables["transform"] == kind)] for method in shown]
-        slopes = [_panel(axis, part, _drawn(part)) for axis, part in zip(row, parts, strict=True)]
-        _share_limits(slopes)
-        row[0].set_ylabel(f"{TITLES[kind]}\nvalue, scaled to [0, 1]")
-        slopes[-1].set_ylabel("derivative of the\nscaled value (1/mm)")
+    curves = drawn_curves(tables)
+    figure = new_figure(1.2 + 3.5 * len(shown), 1.4 + 2.1 * len(curves))
+    panels = figure.subplots(len(curves), len(shown), squeeze=False, sharex=True)
+    for row, (kind, perturbed) in zip(panels, curves, strict=True):
+        part = tables[(tables["transform"] == kind) & (tables["perturbed"] == perturbed)]
+        slopes = [_panel(axis, part[part["method"] == method]) for axis, method in zip(row, shown, strict=True)]
+        row[0].set_ylabel(f"{TITLES.get(kind, kind)}\n{perturbed}")
+        slopes[-1].set_ylabel("derivative (1/mm)")
     for axis, method in zip(panels[0], shown, strict=True):
         axis.set_title(method)
     for axis in panels[-1]:
         axis.set_xlabel("perturbation (mm)")
-    _legend(figure, [name for kind in kinds for name in _drawn(tables[tables["transform"] == kind])])
+    _legend(figure, columns=min(len(shown), 4))
     figure.suptitle(title)
     return figure
 
 
-def _drawn(part: pd.DataFrame) -> dict[str, str]:
-    """The parameters whose curves are drawn, each with its colour."""
-    names = list(part["perturbed"].unique())
-    translations, rotations = ([name for name in names if name.startswith(kind)] for kind in ("translation", "rotation"))
-    if translations or rotations:
-        return dict(zip([*translations[:1], *rotations[-1:]], PALETTE, strict=False))
-    return dict(zip(names[:1], PALETTE[2:], strict=False))
+def drawn_curves(tables: pd.DataFrame) -> list[tuple[str, str]]:
+    """Transform and perturbed parameter of each curve to draw, in order of the rows. Raises `ConcordError` where there is none."""
+    curves = []
+    for kind in TITLES:
+        names = list(tables.loc[tables["transform"] == kind, "perturbed"].unique())
+        chosen = [name for name in names if name.startswith("translation")][:1] + [name for name in names if name.startswith("rotation")][-1:]
+        curves += [(kind, name) for name in chosen or names[:1]]
+    if not curves:
+        raise ConcordError(f"landscape: no curves in the table; expected rows of transform {' or '.join(TITLES)}")
+    return curves
 
 
-def _panel(axis: Axes, part: pd.DataFrame, drawn: dict[str, str]) -> Axes:
-    """Values on `axis`, derivatives on a second axis, which is returned."""
+def _panel(axis: Axes, curve: pd.DataFrame) -> Axes:
+    """The value on `axis`, derivatives on a second axis behind it, which is returned."""
+    curve = curve.sort_values("perturbation_mm", kind="stable")
+    others = curve["other"].astype(bool)
+    own = curve[~others]
+    low, extent = own["value"].min(), np.ptp(own["value"]) or 1.0
     slopes = axis.twinx()
     slopes.spines["right"].set_visible(True)
-    slopes.axhline(0, color=GREY, linewidth=0.8)
-    axis.axvline(0, color=GREY, linewidth=0.8, linestyle=":")
-    for perturbed, colour in drawn.items():
-        curve = part[part["perturbed"] == perturbed]
-        own = curve[~curve["other"].astype(bool)].sort_values("perturbation_mm")
-        low, extent = own["value"].min(), np.ptp(own["value"]) or 1.0
-        axis.plot(own["perturbation_mm"], (own["value"] - low) / extent, color=colour, **VALUE)
-        for _, other in curve[curve["other"].astype(bool)].groupby("parameter", sort=False):
-            slopes.plot(other["perturbation_mm"], other["derivative"] / extent, color=colour, **OTHER)
-        slopes.plot(own["perturbation_mm"], own["derivative"] / extent, color=colour, **SLOPE)
-    axis.set_ylim(-0.04, 1.04)
-    axis.margins(x=0.01)
+    slopes.axhline(0, **TRUTH)
+    axis.axvline(0, **TRUTH)
+    for _, other in curve[others].groupby("parameter", sort=False):
+        slopes.plot(other["perturbation_mm"], other["derivative"] / extent, **OTHER)
+    slopes.plot(own["perturbation_mm"], own["derivative"] / extent, **SLOPE)
+    axis.plot(own["perturbation_mm"], (own["value"] - low) / extent, **VALUE)
+    _limits(axis, slopes, 1.08 * np.abs(curve["derivative"]).max() / extent)
     return slopes
 
 
-def _share_limits(slopes: list[Axes]) -> None:
-    """Zero in the middle and one scale for a row; ticks on the last axis only."""
-    largest = max(float(np.abs(line.get_ydata()).max()) for axis in slopes for line in axis.lines)
-    for axis in slopes:
-        axis.set_ylim(-1.08 * largest, 1.08 * largest)
-        axis.tick_params(labelright=axis is slopes[-1])
+def _limits(axis: Axes, slopes: Axes, largest: float) -> None:
+    """Zero of the derivative in the middle of the panel, the value over all of it and in front."""
+    slopes.set_ylim(-largest or -1.0, largest or 1.0)
+    slopes.locator_params(axis="y", nbins=5)
+    axis.set_ylim(-0.04, 1.04)
+    axis.margins(x=0.01)
+    axis.set_zorder(slopes.get_zorder() + 1)
+    axis.patch.set_visible(False)
 
 
-def _legend(figure: Figure, drawn: list[str]) -> None:
-    pass
+def _legend(figure: Figure, *, columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=label, **style) for label, style in LINES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)

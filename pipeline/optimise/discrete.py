@@ -23,7 +23,7 @@ from pipeline.optimise.models import SplineModel
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.network import TrainedMetric
 from pipeline.optimise.samples import Lattice
-from pipeline.transforms import Linear
+from pipeline.transforms import Linear, cubic_basis
 from pipeline.volumes import Geometry
 
 COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -31,6 +31,7 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LEAST_OVERLAP = 0.5
 """A label counts at a control point where this share of its neighbourhood stays inside the moving image and its mask (ours)."""
 _NO_DATA = 1e-6
+_BEND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class DiscreteSettings:
 
     half_width: int = 3
     step_vx: int = 1
+    node_vx: int = 4
     coupling: tuple[float, ...] = COUPLING
     depth: float = 1.0
     cost_smoothings: int = 0
@@ -154,25 +156,33 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
 def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: UnaryMaker, how: DiscreteSettings, threads: int = 1) -> np.ndarray:
     """Parameters of `model` that bring the moving image, seen through the linear transform `after`, near to the fixed one.
 
-    Displacements found at the control points become the values of the spline there (interpolation), in mm along the axes of space.
-    The images are those of a level; masks weigh. Raises `ConcordError` where masks and images leave no control point any data.
+    Labels are chosen at the control points of the model's grid, refined until they are `node_vx` voxels apart or nearer; the model's
+    spline is then fitted to them. The images are those of a level; masks weigh.
+    Raises `ConcordError` where masks and images leave no control point any data.
     """
-    geometry = pair.fixed.geometry
-    steps = label_steps_vx(geometry, how.step_vx)
+    geometry, nodes = pair.fixed.geometry, node_grid(model, pair.fixed.geometry, how.node_vx)
+    steps = even_steps_vx(geometry, how.step_vx)
     rim = tuple(how.half_width * s for s in steps[::-1])
     with torch.no_grad():
         warped, inside = _warped(pair, after, rim, threads)
         unary = make(torch.as_tensor(pair.fixed.array.astype(np.float32))[None, None], warped, geometry)
         mask = None if pair.fixed_mask is None else torch.as_tensor(pair.fixed_mask.array != 0)
-        cost, support = displacement_costs(unary, model.grid, shifts_vx(how.half_width, steps), fixed_mask=mask, inside=inside)
+        cost, support = displacement_costs(unary, nodes, shifts_vx(how.half_width, steps), fixed_mask=mask, inside=inside)
         if not (support > _NO_DATA).any():
             raise ConcordError(f"{pair.fixed.name}: no control point has data inside both images and masks; enlarge the masks or start closer")
-        found = coupled_convex(cost, support, how)
-    return interpolating_coefficients(found.double().numpy(), geometry, steps).ravel()
+        found = coupled_convex(cost, support, how).double().numpy()
+    return fitted_coefficients(np.tensordot(geometry.index_to_physical * np.asarray(steps, float), found, axes=1), nodes, model.grid).ravel()
 
 
-def label_steps_vx(geometry: Geometry, step_vx: int) -> tuple[int, ...]:
-    """Voxels between labels along `(x, y[, z])`: `step_vx` on the finest axis, about as many mm on the others."""
+def node_grid(model: SplineModel, fixed: Geometry, node_vx: int) -> Geometry:
+    """The model's grid, every cell halved until control points are at most about `node_vx` voxels of the fixed grid apart."""
+    while max(np.divide(model.grid.spacing_mm, fixed.spacing_mm) / even_steps_vx(fixed, node_vx)) > 1:
+        model, _ = model.refined(model.initial())
+    return model.grid
+
+
+def even_steps_vx(geometry: Geometry, step_vx: int) -> tuple[int, ...]:
+    """Whole voxels along `(x, y[, z])`: `step_vx` on the finest axis, about as many mm on the others."""
     finest = min(geometry.spacing_mm)
     return tuple(max(1, round(step_vx * finest / s)) for s in geometry.spacing_mm)
 
@@ -231,12 +241,20 @@ def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSetti
     return smooth
 
 
-def interpolating_coefficients(displacement_labels: np.ndarray, geometry: Geometry, steps: Sequence[int]) -> np.ndarray:
-    """B-spline coefficients in mm, `(d, [z,] y, x)`, of the spline that takes these displacements at the control points."""
-    from scipy.ndimage import spline_filter
+def fitted_coefficients(displacements_mm: np.ndarray, nodes: Geometry, grid: Geometry) -> np.ndarray:
+    """Coefficients `(d, [z,] y, x)` on `grid` of the spline that is nearest to displacements `(d, [z,] y, x)` at `nodes`, least squares.
 
-    in_mm = np.tensordot(geometry.index_to_physical * np.asarray(steps, float), displacement_labels, axes=1)
-    return np.stack([spline_filter(component, order=3, mode="mirror") for component in in_mm])
+    The axes of both are parallel. What lies beyond the spline's valid box is not looked at; a trace of second differences in the sum
+    settles coefficients that hardly matter (ours).
+    """
+    found, starts = displacements_mm, grid.index_at(np.asarray(nodes.origin_mm))
+    for axis, (start, step) in enumerate(zip(starts, np.divide(nodes.spacing_mm, grid.spacing_mm), strict=True)):
+        basis = cubic_basis(np.round(start + step * np.arange(nodes.size[axis]), 9), grid.size[axis])
+        bends = _BEND * np.diff(np.eye(grid.size[axis]), n=2, axis=0)
+        solve = np.linalg.pinv(np.vstack([basis, bends]))[:, : len(basis)]
+        where = grid.dimension - axis
+        found = np.moveaxis(np.tensordot(solve, found, axes=(1, where)), 0, where)
+    return found
 
 
 def _warped(pair: Pair, after: Linear, rim: tuple[int, ...], threads: int) -> tuple[Extended, Extended | None]:

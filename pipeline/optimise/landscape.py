@@ -11,7 +11,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import ConcordError
+from pipeline.linear_parameters import linear_from_parameters
 from pipeline.methods import Pair, Run
+from pipeline.resampling import warp
 from pipeline.starting import masked_by_threshold, threshold_mask
 from pipeline.transforms import Linear, Transform
 from pipeline.volumes import Geometry, Volume
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("method", "transform", "perturbed", "parameter", "other", "perturbation_mm", "value", "derivative", "voxel_mm")
 NUMBERS = ("basin_mm", "offset_mm", "correct_sign_percent", "correct_sign_mm", "derivative_correlation")
+TURN_RAD = 0.1
+"""Angle between grids that are to have no voxel in common (ours)."""
 CURVE = ["method", "transform", "perturbed"]
 
 
@@ -40,6 +44,7 @@ class Probe(BaseModel):
     control_points: int = Field(8, ge=1, description="control points inside the object, one coefficient of each")
     others: int = Field(4, ge=0, description="derivatives by so many other parameters, those that change most")
     iterations: int = Field(8, ge=1, description="patch-cnn: mean over so many iterations of the loop; the others are the same in each")
+    off_grid: bool = Field(True, description="a moving image whose grid is that of the fixed one is first resampled onto one that is turned")
 
     @field_validator("points")
     @classmethod
@@ -65,6 +70,10 @@ def landscape(
     most. Derivatives are by mm of perturbation. `true` maps fixed to moving points, None where the pair is aligned; one that is not
     linear is first undone by resampling the moving image.
 
+    Between two aligned images on one grid every sample falls on a voxel. There linear interpolation has its kinks, so that
+    all derivatives are those of one side, and mutual information its well-known artefacts. No other place that a descent passes is
+    like this: with `probe.off_grid` (ours) such a moving image is resampled once (cubic) onto a grid that is turned by some degrees.
+
     Every voxel is compared, whatever `sampling` says. patch-cnn looks at another grid of patches in each iteration of the loop, with
     the network and its mirror image in turn: its values are means over the first `probe.iterations`, what a descent follows on average.
     Raises `ConcordError` for weights that are missing or unfit, and where images hardly overlap any more within the reach.
@@ -74,7 +83,7 @@ def landscape(
     from pipeline.optimise.stages import level_objective
 
     probe = probe or Probe()
-    pair, after = _aligned(masked_by_threshold(pair, settings.mask_threshold), true)
+    pair, after = _aligned(masked_by_threshold(pair, settings.mask_threshold), true, probe.off_grid)
     fixed = pair.fixed.geometry
     settings = settings.model_copy(update={"sampling": "dense"})
     points = nearby_control_points(pair, spline := SplineModel.over(fixed, settings.control_spacing_mm(fixed)), probe.control_points)
@@ -84,7 +93,7 @@ def landscape(
     with torch_threads(run.threads):
         for kind, model, parameters in (("rigid", linear_model("rigid", fixed), rigid_parameters(fixed.dimension)), ("bspline", spline, points)):
             objective = averaged(level_objective(settings, seen, metric, model, after=after, run=run), iterations)
-            names = spline_names(spline.grid) if kind == "bspline" else {place: name for name, place in parameters.items()}.__getitem__
+            names = spline_names(spline.grid) if kind == "bspline" else rigid_names(fixed.dimension).__getitem__
             for done, (name, place) in enumerate(parameters.items()):
                 run.report(f"{method} {kind}: {name}", done / len(parameters))
                 curve = perturbed(objective, model, place, probe=probe, names=names)
@@ -93,9 +102,7 @@ def landscape(
     return table[list(COLUMNS)]
 
 
-def perturbed(
-    objective: Callable[[np.ndarray], Evaluation], model: Model, place: int, *, probe: Probe, names: Callable[[int], str]
-) -> pd.DataFrame:
+def perturbed(objective: Callable[[np.ndarray], Evaluation], model: Model, place: int, *, probe: Probe, names: Callable[[int], str]) -> pd.DataFrame:
     """One curve: the parameter number `place` perturbed around the identity, its derivative, and those that change most beside it."""
     start = model.initial()
     per_mm = 1 / np.sqrt(model.scales(start))
@@ -123,12 +130,17 @@ def averaged(objective: Callable[[np.ndarray, int], Evaluation], iterations: int
     return mean
 
 
-def rigid_parameters(dimension: int) -> dict[str, int]:
-    """Name and place of each parameter of a rigid transform in ITK's order: translations first, then rotations."""
+def rigid_names(dimension: int) -> list[str]:
+    """The names of a rigid transform's parameters in ITK's order: rotations first."""
     axes = "xyz"[:dimension]
     turns = ["rotation"] if dimension == 2 else [f"rotation about {axis}" for axis in axes]
-    places = {f"translation along {axis}": len(turns) + a for a, axis in enumerate(axes)}
-    return places | {name: place for place, name in enumerate(turns)}
+    return [*turns, *(f"translation along {axis}" for axis in axes)]
+
+
+def rigid_parameters(dimension: int) -> dict[str, int]:
+    """Name and place of each parameter of a rigid transform, translations first."""
+    names = rigid_names(dimension)
+    return {names[place]: place for place in np.roll(np.arange(len(names)), dimension).tolist()}
 
 
 def nearby_control_points(pair: Pair, spline: Any, count: int) -> dict[str, int]:
@@ -223,15 +235,37 @@ def _run_length(flags: np.ndarray) -> int:
     return int(np.argmin(flags)) if len(flags) and not flags.all() else len(flags)
 
 
-def _aligned(pair: Pair, true: Transform | None) -> tuple[Pair, Linear]:
-    """A pair, and the linear transform that aligns it."""
-    from pipeline.resampling import warp
+def _aligned(pair: Pair, true: Transform | None, off_grid: bool) -> tuple[Pair, Linear]:
+    """A pair, and the linear transform that aligns it; the moving image is resampled where there is none, or voxels fall on voxels."""
+    identity = Linear.identity(pair.fixed.dimension)
+    true = true or identity
+    if isinstance(true, Linear) and not (off_grid and _in_step(pair, true)):
+        return pair, true
+    grid = turned_grid(pair.fixed.geometry)
+    covered = pair.moving_mask or pair.moving.with_array(np.ones(pair.moving.array.shape, np.uint8))
+    low, high = float(pair.moving.array.min()), float(pair.moving.array.max())
+    moved = warp(pair.moving, true, grid, interpolation="cubic", background=low)
+    moved = moved.with_array(moved.array.clip(low, high))  # networks scale by the extremes
+    return replace(pair, moving=moved, moving_mask=warp(covered, true, grid, interpolation="nearest")), identity
 
-    if true is None or isinstance(true, Linear):
-        return pair, true or Linear.identity(pair.fixed.dimension)
-    grid, masks = pair.fixed.geometry, pair.moving_mask or pair.moving.with_array(np.ones(pair.moving.array.shape, np.uint8))
-    moved, mask = warp(pair.moving, true, grid), warp(masks, true, grid, interpolation="nearest")
-    return replace(pair, moving=moved, moving_mask=mask), Linear.identity(pair.fixed.dimension)
+
+def _in_step(pair: Pair, true: Linear) -> bool:
+    """Whether all fixed voxels fall on the same place between moving voxels."""
+    step = pair.moving.geometry.physical_to_index @ true.matrix @ pair.fixed.geometry.index_to_physical
+    return bool(np.allclose(step, np.eye(len(step)), atol=1e-6))
+
+
+def turned_grid(grid: Geometry) -> Geometry:
+    """A grid of the same spacing that covers the same box, turned about its centre by `TURN_RAD` about each axis."""
+    turns = [TURN_RAD] * (1, 3)[grid.dimension - 2]
+    turn = linear_from_parameters(
+        f"Euler{grid.dimension}DTransform", [*turns, *[0.0] * grid.dimension], np.zeros(grid.dimension), where="turn"
+    ).matrix
+    spacing = np.asarray(grid.spacing_mm)
+    size = np.ceil(np.abs(turn.T) @ (grid.size * spacing) / spacing)
+    direction = np.asarray(grid.direction) @ turn
+    origin = grid.centre_mm - direction @ ((size - 1) / 2 * spacing)
+    return Geometry(tuple(size.astype(int).tolist()), grid.spacing_mm, tuple(origin.tolist()), tuple(map(tuple, direction.tolist())))
 
 
 def _seen(settings: OptimiserLoop, pair: Pair) -> tuple[Pair, Any]:

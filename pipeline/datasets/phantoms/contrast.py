@@ -68,7 +68,9 @@ class ContrastRanges(BaseModel):
     thick_share: float = Field(0.3, ge=0, le=1, description="probability of slices thicker than the grid's, along one axis drawn at random (ours)")
     thick_mm: Annotated[Range, AfterValidator(_positive)] = Field((2.0, 6.0), description="thickness and distance of such slices (ours)")
     gamma: Annotated[Range, AfterValidator(_positive)] = Field((0.7, 1.4), description="intensities v become v^gamma (ours)")
-    bias: Annotated[Range, _most(1.9)] = Field((0.0, 0.4), description="range of the coil profile as a share of the signal (ours; BrainWeb: 0 to 0.4)")
+    bias: Annotated[Range, _most(1.9)] = Field(
+        (0.0, 0.4), description="range of the coil profile as a share of the signal (ours; BrainWeb: 0 to 0.4)"
+    )
     bias_mm: Annotated[Range, AfterValidator(_positive)] = Field((40.0, 100.0), description="scale of the coil profile (ours)")
     noise: Annotated[Range, _most(1.0)] = Field((0.0, 0.06), description="standard deviation of the Rician noise (ours)")
 
