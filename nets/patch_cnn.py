@@ -38,11 +38,9 @@ CONFIGURATIONS: dict[str, Layout] = {
     "C": Layout((3, 3, 3, 1, 3), (1, 2, 2, 1, 1), (128, 128, 384, 512, 1)),
     "slim": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (16, 32, 64, 128, 1)),
     "tiny": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (8, 16, 32, 64, 1)),
-    "slim-9": Layout((3, 3, 3, 1, 1), (1, 2, 1, 1, 1), (16, 32, 64, 128, 1)),
 }
 """The paper gives 5 layers, 2 M parameters, patch 17 and stride 4, not widths and kernels: those are ours. B, B2, A and C have the
-published size; "slim" and "tiny" are B with fewer channels, for machines without a GPU; "slim-9" has a patch of 9 voxels and stride 2, for
-voxels of 2 mm, in which it sees as many mm as the others in voxels of 1 mm."""
+published size; "slim" and "tiny" are B with fewer channels, for machines without a GPU."""
 
 
 class PatchCnn(nn.Module):

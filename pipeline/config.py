@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConcordError, choices
 from pipeline.methods import METHODS, create_method, explain
+from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
 from pipeline.table_settings import TableSettings, TestName
 
@@ -44,6 +45,16 @@ class FigureSettings(_Settings):
     caption: str = Field("", description="added to the caption in the report")
 
 
+class LandscapeSettings(_Settings):
+    """Value and derivative of the loop's similarities around the truth, on one aligned pair."""
+
+    title: str = Field(description="heading of the figure")
+    dataset: str = Field(description="name under `datasets`: its first aligned validation case is looked at")
+    methods: tuple[str, ...] = Field(min_length=1, description="methods shown, all of them our own loop")
+    probe: Probe = Field(default_factory=Probe, description="how the surroundings of the truth are looked at")
+    caption: str = Field("", description="added to the caption in the report")
+
+
 class PictureSettings(_Settings):
     """Before/after pictures with checkerboards, one a case."""
 
@@ -72,6 +83,7 @@ class StudySettings(_Settings):
     comparison: ComparisonSettings | None = Field(None, description="statistical tests")
     tables: dict[str, TableSettings] = Field(default_factory=dict, description="tables by name")
     figures: dict[str, FigureSettings] = Field(default_factory=dict, description="figures by name")
+    landscapes: dict[str, LandscapeSettings] = Field(default_factory=dict, description="figures of similarities around the truth, by name")
     pictures: PictureSettings = Field(default_factory=PictureSettings, description="pictures of cases")
 
 
@@ -200,6 +212,10 @@ def _check_references(config: Config) -> None:
         for figure_name, figure in study.figures.items():
             _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
             _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
+        for name, landscape in study.landscapes.items():
+            _known(f"{where}.landscapes.{name}.dataset", (landscape.dataset,), config.datasets)
+            _known(f"{where}.landscapes.{name}.methods", landscape.methods, study.methods)
+            _check_paths(config, landscape.dataset)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
         _check_paths(config, study.dataset)
 

@@ -51,9 +51,7 @@ def read_manifests(paths: Iterable[Path]) -> pd.DataFrame:
     """All batches' manifests as one table; `transform` becomes a path, or None where the case failed."""
     tables = []
     for path in paths:
-        table = pd.read_csv(
-            path, dtype={"case": str, "reason": str, "transform": str}, keep_default_na=False, na_values=dict.fromkeys(COST, "")
-        )
+        table = pd.read_csv(path, dtype={"case": str, "reason": str, "transform": str}, keep_default_na=False, na_values=dict.fromkeys(COST, ""))
         table["transform"] = [path.parent / name if name else None for name in table["transform"]]
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))

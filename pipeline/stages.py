@@ -230,6 +230,56 @@ def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png
     save(figure, svg)
 
 
+@stage.command("landscape")
+@click.option("--method", required=True)
+@click.option("--settings", type=Json(), required=True, help="the method's settings, `use` among them")
+@click.option("--probe", type=Json(), required=True)
+@click.option("--cases", type=EXISTING, required=True, help="cases of which the first aligned one of split validation is looked at")
+@click.option("--weights", type=EXISTING, help="trained weights of a learned method")
+@click.option("--seed", type=int, default=0)
+@click.option("--threads", type=int, default=1)
+@click.option("--out", type=PATH, required=True, help="table to write")
+def landscape_stage(method: str, settings: dict[str, Any], probe: dict[str, Any], cases: Path, weights: Path | None, out: Path, **run: int) -> None:
+    """Value and derivative of a similarity around the true alignment of a pair."""
+    from pipeline.cases import read_cases
+    from pipeline.errors import ConcordError
+    from pipeline.files import write_text
+    from pipeline.methods import Run, create_method
+    from pipeline.optimise.landscape import Probe, landscape
+    from pipeline.registration import load_pair
+
+    settings |= {"weights": str(weights)} if weights else {}
+    chosen = create_method(settings.pop("use"), settings)
+    aligned = [case for case in read_cases(cases) if case.split == "validation" and not case.moving_subject]
+    if not aligned:
+        raise ConcordError(f"{cases}: no aligned case of split validation; set intra: true and hold_out of the landscape's dataset")
+    table = landscape(chosen, load_pair(aligned[0]), run=Run(**run), method=method, probe=Probe(**probe))
+    write_text(out, table.to_csv(index=False))
+
+
+@stage.command("landscape-figure")
+@click.argument("tables", type=EXISTING, nargs=-1, required=True)
+@click.option("--methods", type=Json(), required=True, help="methods in the order of the columns")
+@click.option("--title", required=True)
+@click.option("--numbers", type=PATH, required=True, help="table of basin widths and correct signs to write")
+@click.option("--png", type=PATH, required=True)
+@click.option("--svg", type=PATH, required=True)
+def landscape_figure_stage(tables: tuple[Path, ...], methods: list[str], title: str, numbers: Path, png: Path, svg: Path) -> None:
+    """Draw landscapes beside each other, and sum them up in numbers."""
+    import pandas as pd
+
+    from pipeline.figures.landscape import draw_landscape
+    from pipeline.figures.style import save
+    from pipeline.files import write_text
+    from pipeline.optimise.landscape import landscape_numbers
+
+    table = pd.concat([pd.read_csv(path) for path in tables])
+    write_text(numbers, landscape_numbers(table).to_csv(index=False))
+    figure = draw_landscape(table, methods=methods, title=title)
+    save(figure, png)
+    save(figure, svg)
+
+
 @stage.command("pictures")
 @click.argument("manifests", type=EXISTING, nargs=-1, required=True)
 @click.option("--method", required=True)

@@ -17,6 +17,7 @@ wildcard_constraints:
     method=names(settings.methods),
     fit=names(settings.fits),
     batch=r"\d+",
+    landscape=names(name for study in settings.studies.values() for name in study.landscapes),
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
 
@@ -43,6 +44,7 @@ def all_results():
         tables = [f"{table}.{ending}" for table in study.tables for ending in ("csv", "md", "tex", "html")]
         wanted += results_of(name, "tables", tables)
         wanted += results_of(name, "figures", [f"{figure}.png" for figure in study.figures])
+        wanted += results_of(name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes])
         wanted += results_of(name, "pictures", study.pictures.methods)
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
@@ -53,6 +55,11 @@ def dataset_files(wildcards):
     """The table of cases of the study's dataset, and the volumes made with it."""
     folder = f"{OUT}/datasets/{study_of(wildcards).dataset}"
     return {"cases": f"{folder}/cases.csv", "volumes": f"{folder}/volumes"}
+
+
+def landscape_of(wildcards):
+    """The settings of the job's landscape."""
+    return study_of(wildcards).landscapes[wildcards.landscape]
 
 
 def weights_of(wildcards):

@@ -51,6 +51,54 @@ rule figure:
         " --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
 
 
+rule landscape:
+    input:
+        cases=lambda wildcards: f"{OUT}/datasets/{landscape_of(wildcards).dataset}/cases.csv",
+        volumes=lambda wildcards: f"{OUT}/datasets/{landscape_of(wildcards).dataset}/volumes",
+        weights=weights_of,
+    output:
+        f"{STUDY}/landscapes/{{landscape}}/{{method}}.csv",
+    log:
+        f"{OUT}/logs/landscape/{{study}}/{{landscape}}-{{method}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/landscape/{{study}}/{{landscape}}-{{method}}.tsv"
+    threads: settings.threads
+    params:
+        settings=lambda wildcards: as_json(settings.method(wildcards.method)),
+        probe=lambda wildcards: as_json(landscape_of(wildcards).probe),
+        weights=lambda wildcards, input: f"--weights {input.weights}" if input.weights else "",
+        seed=settings.seed,
+    shell:
+        "python -m pipeline stage landscape --method {wildcards.method} --settings {params.settings:q} --probe {params.probe:q}"
+        " --cases {input.cases:q} {params.weights} --seed {params.seed} --threads {threads} --out {output:q} >{log:q} 2>&1"
+
+
+rule landscape_figure:
+    input:
+        lambda wildcards: [f"{OUT}/{wildcards.study}/landscapes/{wildcards.landscape}/{method}.csv" for method in landscape_of(wildcards).methods],
+    output:
+        numbers=f"{STUDY}/landscapes/{{landscape}}.csv",
+        png=report(
+            f"{STUDY}/landscapes/{{landscape}}.png",
+            caption="../workflow/report/landscape.rst",
+            category="{study}",
+            subcategory="Figures",
+            labels={"what": "{landscape}"},
+        ),
+        svg=f"{STUDY}/landscapes/{{landscape}}.svg",
+    log:
+        f"{OUT}/logs/landscape_figure/{{study}}/{{landscape}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/landscape_figure/{{study}}/{{landscape}}.tsv"
+    params:
+        methods=lambda wildcards: json.dumps(landscape_of(wildcards).methods),
+        title=lambda wildcards: landscape_of(wildcards).title,
+        text=lambda wildcards: landscape_of(wildcards).caption,
+    shell:
+        "python -m pipeline stage landscape-figure {input:q} --methods {params.methods:q} --title {params.title:q}"
+        " --numbers {output.numbers:q} --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
+
+
 rule pictures:
     input:
         manifests=manifests,

@@ -47,7 +47,7 @@ def draw_landscape(tables: pd.DataFrame, *, methods: Sequence[str] = (), title: 
         axis.set_title(method)
     for axis in panels[-1]:
         axis.set_xlabel("perturbation (mm)")
-    _legend(figure, columns=min(len(shown), 4))
+    _legend(figure, columns=4 if len(shown) > 2 else len(shown))
     figure.suptitle(title)
     return figure
 

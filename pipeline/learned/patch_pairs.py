@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,10 +61,6 @@ class PatchPairSettings(BaseModel):
     contrast: float = Field(
         0.0, ge=0, le=2, description="intensities v in [0, 1] become gain v^gamma, log of both uniform within this bound, each channel alone (ours)"
     )
-    near: float = Field(
-        0.0, ge=0, le=1, description="share of the misaligned pairs that are drawn near each other instead of anywhere (paper: none; ours)"
-    )
-    near_vx: tuple[float, float] = Field((1.0, 6.0), description="range of the distance of such pairs in voxels of the volume (ours)")
     swap_channels: bool = Field(False, description="swap the channels of half of the pairs, for a metric that does not depend on their order (ours)")
 
     @model_validator(mode="after")
@@ -73,8 +69,6 @@ class PatchPairSettings(BaseModel):
             raise ValueError("batch must be even: half of it is aligned, half is not")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError("scale must be two positive numbers, the smaller one first")
-        if not 0 < self.near_vx[0] <= self.near_vx[1]:
-            raise ValueError("near_vx must be two positive numbers, the smaller one first")
         return self
 
 
@@ -91,13 +85,6 @@ def unit_range(array: np.ndarray, name: str, mask: np.ndarray | None = None) -> 
         raise ConcordError(f"{name}: every sample is {low:g}; a constant image cannot be normalised: leave the case out")
     unit = ((array.astype(np.float64) - low) / (high - low)).astype(np.float32)
     return unit if mask is None else np.clip(unit, 0, 1)
-
-
-class _Draw(NamedTuple):
-    """Matrices `(n, d, d)` and centres `(n, d)` of cubes in voxels, array order."""
-
-    matrix: torch.Tensor
-    centre: torch.Tensor
 
 
 class PatchSampler:
@@ -134,30 +121,26 @@ class PatchSampler:
         """Patches `(batch, 2, [z,] y, x)` and labels `(batch,)`, first the aligned half (-1), then the other (1); the same for the same step.
 
         Aligned channels share one draw of position, scale, rotation and mirroring; misaligned ones are drawn apart in the same pair
-        of volumes, without restriction (the paper found any harmful) but for the share `near`, whose second draw is the first one moved.
+        of volumes, without restriction (the paper found any harmful).
         """
         state = np.random.SeedSequence((self._seed, step, _STREAMS[stream])).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         half = self.settings.batch // 2
         aligned, misaligned = torch.randint(len(self._shapes), (2, half), generator=generator)
-        patches = [self._values(aligned, self._draw(aligned, generator), slice(0, 2))]
-        first = self._draw(misaligned, generator)
-        draws = first, self._apart(first, misaligned, generator)
-        patches += [torch.cat([self._values(misaligned, draw, slice(side, side + 1)) for side, draw in enumerate(draws)], 1)]
+        patches = [self._values(aligned, generator, slice(0, 2))]
+        patches += [torch.cat([self._values(misaligned, generator, slice(side, side + 1)) for side in (0, 1)], 1)]
         labels = torch.tensor([ALIGNED, MISALIGNED], device=self._device).repeat_interleave(half)
         return self._finished(torch.cat(patches), generator), labels
 
-    def _values(self, volume: torch.Tensor, draw: _Draw, sides: slice) -> torch.Tensor:
-        """Patches `(n, sides, [z,] y, x)` in [0, 1] of the given volumes."""
-        grid = self._grid(volume, draw).to(self._device)
+    def _values(self, volume: torch.Tensor, generator: torch.Generator, sides: slice) -> torch.Tensor:
+        """Patches `(n, sides, [z,] y, x)` in [0, 1] at one independent draw for each of the given volumes."""
+        grid = self._grid(volume, generator).to(self._device)
         values = F.grid_sample(self._tall[:, sides], grid.flatten(0, 1)[None], mode="bilinear", align_corners=True)
         return values.unflatten(2, (len(volume), -1))[0].movedim(1, 0)
 
-    def _grid(self, volume: torch.Tensor, draw: _Draw) -> torch.Tensor:
+    def _grid(self, volume: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Sampled positions `(n, [z,] y, x, d)` as `grid_sample` wants them: in the tall volume, [-1, 1], last axis first."""
-        matrix, centre = draw
-        reach = self._reach(matrix)
-        fits = bool(((centre - reach >= -1e-4) & (centre + reach <= self._last[volume] + 1e-4)).all())
+        matrix, centre, fits = self._draw(volume, generator)
         size = torch.tensor(self._tall.shape[2:]) - 1
         first = torch.ones(len(volume), self.dimension)
         first[:, 0] += self._floor * volume
@@ -172,8 +155,8 @@ class PatchSampler:
         low, high = ((2 * (first + end) / size - 1).flip(-1).view(-1, *[1] * self.dimension, self.dimension) for end in (0, self._last[volume]))
         return torch.minimum(torch.maximum(grid, low), high)
 
-    def _draw(self, volume: torch.Tensor, generator: torch.Generator) -> _Draw:
-        """A position, scale, rotation and mirroring for each of the given volumes.
+    def _draw(self, volume: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """Matrices `(n, d, d)` and centres `(n, d)` in voxels, array order, and whether every rotated cube lies within its volume.
 
         Where a cube is larger than the volume its centre is the volume's, and the border is repeated outside (ours; the paper is silent).
         """
@@ -183,32 +166,10 @@ class PatchSampler:
         matrix = matrix * (low + (high - low) * torch.rand(count, 1, 1, generator=generator))
         if settings.mirror:
             matrix = matrix * (2.0 * torch.randint(2, (count, 1, dimension), generator=generator) - 1)
-        low, high = self._bounds(matrix, volume)
-        return _Draw(matrix, low + (high - low) * torch.rand(count, dimension, generator=generator))
-
-    def _apart(self, first: _Draw, volume: torch.Tensor, generator: torch.Generator) -> _Draw:
-        """Other draws for the second channel: a share of `near` is the first one moved by a little, turned and scaled alike."""
-        other, settings = self._draw(volume, generator), self.settings
-        moved = round(settings.near * len(volume))
-        if not moved:
-            return other
-        low, high = settings.near_vx
-        distance = low + (high - low) * torch.rand(moved, 1, generator=generator)
-        step = distance * F.normalize(torch.randn(moved, self.dimension, generator=generator), dim=-1)
-        matrix, bounds = first.matrix[:moved], self._bounds(first.matrix[:moved], volume[:moved])
-        centre = first.centre[:moved]
-        # a step out of the volume is taken the other way
-        step = torch.where((centre + step < bounds[0]) | (centre + step > bounds[1]), -step, step)
-        return _Draw(torch.cat([matrix, other.matrix[moved:]]), torch.cat([centre + step, other.centre[moved:]]))
-
-    def _reach(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Half the edges `(n, d)` of the box around each turned cube."""
-        return (self.settings.patch - 1) / 2 * matrix.abs().sum(-1)
-
-    def _bounds(self, matrix: torch.Tensor, volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lowest and highest centres `(n, d)` at which the cubes lie within their volumes; the volume's own where none does."""
-        reach, last = self._reach(matrix), self._last[volume]
-        return torch.minimum(reach, last / 2), torch.maximum(last - reach, last / 2)
+        reach, last = (settings.patch - 1) / 2 * matrix.abs().sum(-1), self._last[volume]
+        room = last - 2 * reach
+        centre = torch.minimum(reach, last / 2) + room.clamp(min=0) * torch.rand(count, dimension, generator=generator)
+        return matrix, centre, bool((room >= 0).all())
 
     def _finished(self, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Patches `(batch, 2, [z,] y, x)` in [0, 1] with another contrast where asked for, normalised, and swapped where asked for."""

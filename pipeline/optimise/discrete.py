@@ -31,32 +31,35 @@ COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LEAST_OVERLAP = 0.5
 """A label counts at a control point where this share of its neighbourhood stays inside the moving image and its mask (ours)."""
 _NO_DATA = 1e-6
-_BEND = 1e-3
+_BEND = 1e-4
 
 
 @dataclass(frozen=True)
 class DiscreteSettings:
-    """`half_width` labels to either side of none along each axis, `step_vx` voxels apart (ConvexAdam: 4 to either side).
+    """`half_width` labels to either side of none along each axis, `step_vx` voxels apart, at control points `node_vx` voxels apart
+    (ConvexAdam: 4, 6 and 6 voxels; ours 3, 1 and 4, as the loop starts from a linear transform).
 
-    `coupling`: weight of each round, for costs whose depth over the window is `depth` on average (ours: a similarity's unit is
-    arbitrary); the depth rises, the smoothness falls. `cost_smoothings`: box filters over the costs of neighbouring control points
-    (ConvexAdam: 2, of costs of single cells; ours 0, as a B-spline already weighs over four cells). `stride_vx`: compare every so
-    many voxels along an axis, for similarities that are not networks. `refine`: find the minimum between labels by parabolas (ours).
+    `coupling`: weight of the squared distance to the smooth field in each round, in labels; so that it means the same for every
+    similarity, costs are scaled until the lowest lies `depth` under the mean of the window, on average (ours). A higher depth heeds the
+    images more, a lower one the smoothness. `cost_smoothings`: box filters over the costs of neighbouring control points (ConvexAdam:
+    2, of costs of single cells; ours 0, as a B-spline already weighs over four cells). `stride_vx`: compare every so many voxels
+    along an axis, for similarities that are not networks (ours). `refine`: find the minimum between labels by parabolas (ours).
+    Raises `ConcordError` for numbers that are no such settings.
     """
 
     half_width: int = 3
     step_vx: int = 1
     node_vx: int = 4
     coupling: tuple[float, ...] = COUPLING
-    depth: float = 1.0
+    depth: float = 3.0
     cost_smoothings: int = 0
     stride_vx: int = 2
     refine: bool = True
 
     def __post_init__(self) -> None:
-        numbers = (self.half_width, self.step_vx, self.stride_vx, len(self.coupling))
+        numbers = (self.half_width, self.step_vx, self.node_vx, self.stride_vx, len(self.coupling))
         if min(numbers) < 1 or self.cost_smoothings < 0 or not self.depth > 0:
-            raise ConcordError(f"{self}; expected a half width, step, stride and number of rounds of 1 or more, and a positive depth")
+            raise ConcordError(f"{self}; expected a half width, distances in voxels and rounds of 1 or more, and a positive depth")
 
 
 class Unary(Protocol):
@@ -81,11 +84,6 @@ class Extended:
     rim: tuple[int, ...]
     _phases: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
-    def moved(self, shift: Sequence[int]) -> torch.Tensor:
-        """The part on the inner grid moved by `shift`, `(1, C, [z,] y, x)`: a view."""
-        sizes = [n - 2 * r for n, r in zip(self.tensor.shape[2:], self.rim, strict=True)]
-        return self.tensor[(..., *(slice(r + s, r + s + n) for r, s, n in zip(self.rim, shift, sizes, strict=True)))]
-
     def on(self, lattice: Lattice, shift: Sequence[int]) -> torch.Tensor:
         """The values at the lattice's points moved by `shift`, `(1, C, [z,] y, x)`; points of one stride lie together in memory."""
         steps = lattice.stride[::-1]
@@ -103,10 +101,12 @@ class FeatureDifference:
     def __init__(self, fixed: torch.Tensor, moving: Extended, geometry: Geometry, stride_vx: int) -> None:
         stride = tuple(min(stride_vx, n) for n in geometry.size)
         self.lattice = Lattice(geometry, stride, tuple((s - 1) // 2 for s in stride), fixed.dtype)
-        self.fixed = fixed[(..., *(slice(o, None, s) for o, s in zip(self.lattice.offset[::-1], stride[::-1], strict=True)))].contiguous()
+        still = (0,) * geometry.dimension
+        self.fixed = Extended(fixed, still).on(self.lattice, still)
         self.moving = moving
 
     def __call__(self, shift: Sequence[int]) -> torch.Tensor:
+        """The mean over channels."""
         return (self.moving.on(self.lattice, shift) - self.fixed).square_().mean(1)[0]
 
 
@@ -119,11 +119,13 @@ class PatchDissimilarity:
         network = metric.network
         self.similarities = [PatchCnnSimilarity(fixed, n, swap=metric.swap, grid="fixed", **extra) for n in (network, network.mirrored())]
         first, self.moving, d = network.patch_vx // 2, moving, geometry.dimension
+        self.dense = Lattice(geometry, (1,) * d, (0,) * d)
         covered = geometry.cropped((0,) * d, [n - first for n in geometry.size])  # no patch is centred nearer to the border
         self.lattice = Lattice(covered, (network.stride_vx,) * d, (first,) * d, fixed.dtype)
 
     def __call__(self, shift: Sequence[int]) -> torch.Tensor:
-        warped = self.moving.moved(shift).contiguous()
+        """The mean of both networks."""
+        warped = self.moving.on(self.dense, shift).contiguous()
         return torch.stack([similarity.output_map(warped)[0, 0] for similarity in self.similarities]).mean(0)
 
 
@@ -135,10 +137,7 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
     from metrics.similarity.mind import mind, mind_ssc
 
     def of_features(features: Callable[[torch.Tensor], torch.Tensor]) -> UnaryMaker:
-        def make(fixed: torch.Tensor, moving: Extended, geometry: Geometry) -> Unary:
-            return FeatureDifference(features(fixed), Extended(features(moving.tensor), moving.rim), geometry, stride_vx)
-
-        return make
+        return lambda fixed, moving, geometry: FeatureDifference(features(fixed), Extended(features(moving.tensor), moving.rim), geometry, stride_vx)
 
     if settings.similarity == "patch-cnn":
         extra = {"most_outputs": settings.most_patches, "precision": settings.precision}
@@ -156,8 +155,8 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
 def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: UnaryMaker, how: DiscreteSettings, threads: int = 1) -> np.ndarray:
     """Parameters of `model` that bring the moving image, seen through the linear transform `after`, near to the fixed one.
 
-    Labels are chosen at the control points of the model's grid, refined until they are `node_vx` voxels apart or nearer; the model's
-    spline is then fitted to them. The images are those of a level; masks weigh.
+    Labels are chosen at the control points of the model's grid, refined until they are about `node_vx` voxels apart; the model's spline is
+    then fitted to them (least squares, ours). The images are those of a level; masks weigh.
     Raises `ConcordError` where masks and images leave no control point any data.
     """
     geometry, nodes = pair.fixed.geometry, node_grid(model, pair.fixed.geometry, how.node_vx)
@@ -175,8 +174,8 @@ def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: Unar
 
 
 def node_grid(model: SplineModel, fixed: Geometry, node_vx: int) -> Geometry:
-    """The model's grid, every cell halved until control points are at most about `node_vx` voxels of the fixed grid apart."""
-    while max(np.divide(model.grid.spacing_mm, fixed.spacing_mm) / even_steps_vx(fixed, node_vx)) > 1:
+    """The model's grid, every cell halved until control points are about `node_vx` voxels of the fixed grid apart, by less than √2."""
+    while max(np.divide(model.grid.spacing_mm, fixed.spacing_mm) / even_steps_vx(fixed, node_vx)) > np.sqrt(2):
         model, _ = model.refined(model.initial())
     return model.grid
 
@@ -204,20 +203,16 @@ def displacement_costs(
     lattice = unary.lattice
     ones = torch.ones(lattice.shape, dtype=lattice.dtype)
     own = ones if fixed_mask is None else ones * lattice.window(fixed_mask[tuple(slice(n) for n in lattice.geometry.shape)])
-    share = _pooled(own, lattice, grid)
-    sums, weights = [], []
-    for shift in shifts:
+    share, most = _pooled(own, lattice, grid), _pooled(ones, lattice, grid).max()
+    cost = ones.new_empty((len(shifts), *grid.shape))
+    for label, shift in enumerate(shifts):
         weight = own if inside is None else own * inside.on(lattice, shift)[0, 0]
-        sums.append(_pooled(unary(shift) * weight, lattice, grid))
-        weights.append(share if inside is None else _pooled(weight, lattice, grid))
-    sums, weights = torch.stack(sums), torch.stack(weights)
-    floor = _NO_DATA * _pooled(ones, lattice, grid).max()
-    known = (weights >= LEAST_OVERLAP * share) & (weights > floor)
-    cost = torch.where(known, sums / weights.clamp(min=floor), -torch.inf)
-    worst = cost.amax(0, keepdim=True)
-    cost = torch.where(known, cost, worst)
-    support = torch.where(known.any(0), share / _pooled(ones, lattice, grid).max(), 0.0)
-    return torch.where(torch.isfinite(worst), cost, 0.0), support
+        there = share if inside is None else _pooled(weight, lattice, grid)
+        known = (there >= LEAST_OVERLAP * share) & (there > _NO_DATA * most)
+        cost[label] = torch.where(known, _pooled(unary(shift) * weight, lattice, grid) / there, -torch.inf)
+    worst = cost.amax(0)
+    some = torch.isfinite(worst)
+    return torch.where(some, torch.where(cost.isneginf(), worst, cost), 0.0), torch.where(some, share / most, 0.0)
 
 
 def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSettings) -> torch.Tensor:
@@ -227,22 +222,18 @@ def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSetti
     three control points an axis; `support` weighs what is smoothed, so that control points without data take their neighbours'
     mean. The result is the last smooth field.
     """
-    d = support.ndim
-    axis = torch.arange(-how.half_width, how.half_width + 1, dtype=cost.dtype)
-    labels = torch.stack(torch.meshgrid(*[axis] * d, indexing="ij")[::-1]).reshape(d, -1, *[1] * d)
     weight = support.clamp(min=_NO_DATA)
     cost = cost * (how.depth / _depth(cost, support))
     for _ in range(how.cost_smoothings):
         cost = _smooth(cost, weight)
     smooth = _smooth(_lowest(cost, how), weight)
     for coupling in how.coupling:
-        total = cost + coupling * (labels - smooth[:, None]).square().sum(0)
-        smooth = _smooth(_lowest(total, how), weight)
+        smooth = _smooth(_lowest(_coupled(cost, smooth, coupling), how), weight)
     return smooth
 
 
 def fitted_coefficients(displacements_mm: np.ndarray, nodes: Geometry, grid: Geometry) -> np.ndarray:
-    """Coefficients `(d, [z,] y, x)` on `grid` of the spline that is nearest to displacements `(d, [z,] y, x)` at `nodes`, least squares.
+    """Coefficients `(d, [z,] y, x)` on `grid` of the spline that is nearest to displacements `(d, [z,] y, x)` at `nodes`.
 
     The axes of both are parallel. What lies beyond the spline's valid box is not looked at; a trace of second differences in the sum
     settles coefficients that hardly matter (ours).
@@ -286,6 +277,17 @@ def _smooth(stack: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Weighted mean over 3 control points an axis of each `(k, [z,] y, x)`."""
     pool = F.avg_pool3d if weight.ndim == 3 else F.avg_pool2d
     return (pool((stack * weight)[None], 3, 1, 1) / pool(weight[None, None], 3, 1, 1))[0]
+
+
+def _coupled(cost: torch.Tensor, smooth: torch.Tensor, coupling: float) -> torch.Tensor:
+    """The cost plus `coupling` times every label's squared distance to the smooth field."""
+    d, edge = len(smooth), round(cost.shape[0] ** (1 / len(smooth)))
+    axis = torch.arange(edge, dtype=cost.dtype).reshape(-1, *[1] * d) - edge // 2
+    total = cost.reshape(*[edge] * d, *cost.shape[1:]).clone()
+    for component, place in zip(smooth, reversed(range(d)), strict=True):  # x is the last of the labels' axes
+        distance = coupling * (axis - component).square()
+        total += distance.reshape(*(edge if a == place else 1 for a in range(d)), *cost.shape[1:])
+    return total.reshape(cost.shape)
 
 
 def _lowest(cost: torch.Tensor, how: DiscreteSettings) -> torch.Tensor:

@@ -41,7 +41,7 @@ def test_every_key_is_described():
 
     schema = json_schema()
     described(schema)
-    for group in ("x-methods", "x-datasets"):
+    for group in ("x-methods", "x-datasets", "x-learners"):
         for inner in schema[group].values():
             described(inner)
 
@@ -82,6 +82,12 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/tables/table-classical/row", ["mi"], "row: unknown key; did you mean 'rows'"),
         ("studies/cardiac/batches", {"smoke": 1}, "studies.cardiac.batches: no value at scale 'laptop'"),
         ("studies/cardiac", None, "studies.cardiac"),
+        ("methods/cnn-all/fit", "metric-al", "methods.cnn-all.fit: no 'metric-al'; did you mean 'metric-all'"),
+        ("fits/metric-k3/learner", "patch-metrics", "fits.metric-k3.learner: no learner 'patch-metrics'; did you mean 'patch-metric'"),
+        ("fits/metric-k3/step", 3, "fits.metric-k3.step: unknown key; did you mean 'steps'"),
+        ("fits/metric-k3/dataset", "brain-adul", "fits.metric-k3.dataset: no 'brain-adul'; did you mean 'brain-adult'"),
+        ("fits/metric-k3/dataset", "ixi", "data/IXI"),
+        ("studies/deep-metric/landscapes/figure-3/methods", ["ncc"], "landscapes.figure-3.methods: no 'ncc'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(path, value, told, tmp_path, monkeypatch):
@@ -109,3 +115,8 @@ def test_settings_come_with_their_defaults_as_plain_json():
     assert config.method("mi-masked")["mask_threshold"] == 0.1
     assert config.method("mi-masked")["use"] == "mi-masked"
     assert json.loads(json.dumps(config.dataset("brain-neonate")))["population"] == "neonate"
+    assert config.fit("metric-k3")["pairs"] == 3
+    assert config.fit("metric-k3")["momentum"] == 0.9
+    assert config.fit_of("cnn-k3") == "metric-k3"
+    assert config.fit_of("mi") is None
+    assert "fit" not in config.method("cnn-k3")

@@ -225,6 +225,21 @@ def test_two_images_on_one_grid_are_taken_off_it_so_that_the_derivative_at_the_t
     assert raw.loc[raw["perturbation_mm"] == 0, "value"].max() < 1e-12
 
 
+def test_the_spike_between_noisy_images_on_one_grid_is_gone_off_the_grid():
+    rng = np.random.default_rng(2)
+    pair = Pair(*(image.with_array(image.array + rng.normal(0, 0.05, image.array.shape)) for image in (blob(), blob())))
+    probe = Probe(reach_mm=4.0, points=9, control_points=1, others=0)
+    off, on = (landscape(MEAN_SQUARES, pair, run=Run(), probe=probe.model_copy(update={"off_grid": how})) for how in (True, False))
+    values, slopes = (
+        {name: table.loc[table["perturbed"] == "translation along x", column].to_numpy() for name, table in (("off", off), ("on", on))}
+        for column in ("value", "derivative")
+    )
+    assert values["off"].argmin() == 4
+    assert values["on"][4] > max(values["on"][[3, 5]])  # interpolation averages noise away everywhere but at the truth
+    assert abs(slopes["off"][4]) < 0.2 * abs(slopes["off"][5])
+    assert abs(slopes["on"][4]) > abs(slopes["on"][5])  # on the kink, the derivative is that of one side
+
+
 @pytest.mark.parametrize("true", [Linear.identity(3), Linear(np.eye(3), np.array([1.5, -0.5, 0.25]))], ids=["identity", "translation"])
 def test_a_true_translation_leaves_images_in_step_so_they_are_taken_off_the_grid_as_well(true):
     table = landscape(MEAN_SQUARES, Pair(blob(), blob(shift_mm=tuple(true.offset_mm))), run=Run(), true=true, probe=FEW)
@@ -327,6 +342,17 @@ def test_control_points_are_those_inside_the_fixed_mask_and_none_is_an_error():
     places = model.grid.grid_points().reshape(-1, 3)[np.array(list(held.values())) % int(np.prod(model.grid.size))]
     assert image.geometry.index_at(places)[:, 0].max() < 9.5
     assert len(held) > 20
+
+
+def test_rigid_parameters_are_named_by_their_effect_translations_first():
+    model = linear_model("rigid", blob().geometry)
+    assert list(rigid_parameters(3)) == [*(f"translation along {a}" for a in "xyz"), *(f"rotation about {a}" for a in "xyz")]
+    for name, place in rigid_parameters(3).items():
+        moved = model.transform(1e-3 * np.eye(6)[place])
+        axis = np.eye(3)["xyz".index(name[-1])]
+        kept = moved.points(np.array([model.centre_mm, model.centre_mm + 10 * axis])) - np.array([model.centre_mm, model.centre_mm + 10 * axis])
+        assert kept == pytest.approx(np.tile(1e-3 * axis * name.startswith("translation"), (2, 1)), abs=1e-9)
+    assert rigid_parameters(2) == {"translation along x": 1, "translation along y": 2, "rotation": 0}
 
 
 def test_names_of_coefficients_give_the_control_point_and_the_axis():
