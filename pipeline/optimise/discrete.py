@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from pipeline.errors import ConcordError
 from pipeline.methods import Pair
+from pipeline.optimise.method import DiscreteSettings
 from pipeline.optimise.models import SplineModel
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.network import TrainedMetric
@@ -26,47 +27,16 @@ from pipeline.optimise.samples import Lattice
 from pipeline.transforms import Linear, cubic_basis
 from pipeline.volumes import Geometry
 
-COUPLING = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Weights of the rounds in ConvexAdam."""
 LEAST_OVERLAP = 0.5
 """A label counts at a control point where this share of its neighbourhood stays inside the moving image and its mask (ours)."""
 _NO_DATA = 1e-6
 _BEND = 1e-4
 
 
-@dataclass(frozen=True)
-class DiscreteSettings:
-    """`half_width` labels to either side of none along each axis, `step_vx` voxels apart, at control points `node_vx` voxels apart
-    (ConvexAdam: 4, 6 and 6 voxels; ours 3, 1 and 4, as the loop starts from a linear transform).
-
-    `coupling`: weight of the squared distance to the smooth field in each round, in labels; so that it means the same for every
-    similarity, costs are scaled until the lowest lies `depth` under the mean of the window, on average (ours). A higher depth heeds the
-    images more, a lower one the smoothness. `cost_smoothings`: box filters over the costs of neighbouring control points (ConvexAdam:
-    2, of costs of single cells; ours 0, as a B-spline already weighs over four cells). `stride_vx`: compare every so many voxels
-    along an axis, for similarities that are not networks (ours). `refine`: find the minimum between labels by parabolas (ours).
-    Raises `ConcordError` for numbers that are no such settings.
-    """
-
-    half_width: int = 3
-    step_vx: int = 1
-    node_vx: int = 4
-    coupling: tuple[float, ...] = COUPLING
-    depth: float = 3.0
-    cost_smoothings: int = 0
-    stride_vx: int = 2
-    refine: bool = True
-
-    def __post_init__(self) -> None:
-        numbers = (self.half_width, self.step_vx, self.node_vx, self.stride_vx, len(self.coupling))
-        if min(numbers) < 1 or self.cost_smoothings < 0 or not self.depth > 0:
-            raise ConcordError(f"{self}; expected a half width, distances in voxels and rounds of 1 or more, and a positive depth")
-
-
 class Unary(Protocol):
-    """The local dissimilarity of a pair for every move of the moving image by whole voxels."""
+    """The local dissimilarity of a pair, at a lattice of the fixed grid, for every move of the moving image by whole voxels."""
 
     lattice: Lattice
-    """Where the values lie on the fixed grid."""
 
     def __call__(self, shift: Sequence[int]) -> torch.Tensor:
         """Dissimilarity of fixed(x) and moving(x + shift) at the lattice's points, in its shape; `shift` is in voxels `([z,] y, x)`."""
@@ -91,8 +61,7 @@ class Extended:
         phase = tuple(f % s for f, s in zip(first, steps, strict=True))
         if phase not in self._phases:
             self._phases[phase] = self.tensor[(..., *(slice(p, None, s) for p, s in zip(phase, steps, strict=True)))].contiguous()
-        starts = [f // s for f, s in zip(first, steps, strict=True)]
-        return self._phases[phase][(..., *(slice(f, f + n) for f, n in zip(starts, lattice.shape, strict=True)))]
+        return self._phases[phase][(..., *(slice(f // s, f // s + n) for f, s, n in zip(first, steps, lattice.shape, strict=True)))]
 
 
 class FeatureDifference:
@@ -101,9 +70,8 @@ class FeatureDifference:
     def __init__(self, fixed: torch.Tensor, moving: Extended, geometry: Geometry, stride_vx: int) -> None:
         stride = tuple(min(stride_vx, n) for n in geometry.size)
         self.lattice = Lattice(geometry, stride, tuple((s - 1) // 2 for s in stride), fixed.dtype)
-        still = (0,) * geometry.dimension
+        self.moving, still = moving, (0,) * geometry.dimension
         self.fixed = Extended(fixed, still).on(self.lattice, still)
-        self.moving = moving
 
     def __call__(self, shift: Sequence[int]) -> torch.Tensor:
         """The mean over channels."""
@@ -145,10 +113,9 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
     if settings.similarity == "mind-ssc":
         radius = 2 if settings.radius_vx is None else settings.radius_vx
         return of_features(lambda image: mind_ssc(image, radius_vx=radius, dilation_vx=settings.dilation_vx))
-    if settings.similarity == "mind":
-        return of_features(lambda image: mind(image, sigma_vx=settings.sigma_vx))
-    if settings.similarity == "mean-squares":
-        return of_features(lambda image: image)
+    plain = {"mind": lambda image: mind(image, sigma_vx=settings.sigma_vx), "mean-squares": lambda image: image}
+    if settings.similarity in plain:
+        return of_features(plain[settings.similarity])
     raise ConcordError(f"similarity {settings.similarity!r} has no local value; the discrete start takes mean-squares, mind, mind-ssc or patch-cnn")
 
 
@@ -182,8 +149,7 @@ def node_grid(model: SplineModel, fixed: Geometry, node_vx: int) -> Geometry:
 
 def even_steps_vx(geometry: Geometry, step_vx: int) -> tuple[int, ...]:
     """Whole voxels along `(x, y[, z])`: `step_vx` on the finest axis, about as many mm on the others."""
-    finest = min(geometry.spacing_mm)
-    return tuple(max(1, round(step_vx * finest / s)) for s in geometry.spacing_mm)
+    return tuple(max(1, round(step_vx * min(geometry.spacing_mm) / s)) for s in geometry.spacing_mm)
 
 
 def shifts_vx(half_width: int, steps: Sequence[int]) -> list[tuple[int, ...]]:
@@ -243,8 +209,7 @@ def fitted_coefficients(displacements_mm: np.ndarray, nodes: Geometry, grid: Geo
         basis = cubic_basis(np.round(start + step * np.arange(nodes.size[axis]), 9), grid.size[axis])
         bends = _BEND * np.diff(np.eye(grid.size[axis]), n=2, axis=0)
         solve = np.linalg.pinv(np.vstack([basis, bends]))[:, : len(basis)]
-        where = grid.dimension - axis
-        found = np.moveaxis(np.tensordot(solve, found, axes=(1, where)), 0, where)
+        found = np.moveaxis(np.tensordot(solve, found, axes=(1, grid.dimension - axis)), 0, grid.dimension - axis)
     return found
 
 
@@ -285,8 +250,7 @@ def _coupled(cost: torch.Tensor, smooth: torch.Tensor, coupling: float) -> torch
     axis = torch.arange(edge, dtype=cost.dtype).reshape(-1, *[1] * d) - edge // 2
     total = cost.reshape(*[edge] * d, *cost.shape[1:]).clone()
     for component, place in zip(smooth, reversed(range(d)), strict=True):  # x is the last of the labels' axes
-        distance = coupling * (axis - component).square()
-        total += distance.reshape(*(edge if a == place else 1 for a in range(d)), *cost.shape[1:])
+        total += (coupling * (axis - component).square()).reshape(*(edge if a == place else 1 for a in range(d)), *cost.shape[1:])
     return total.reshape(cost.shape)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ConcordError
 from pipeline.methods import Method, Pair, Run
@@ -19,6 +19,29 @@ from pipeline.volumes import Geometry
 
 Stage = Literal["translation", "rigid", "similarity", "affine", "bspline"]
 SimilarityName = Literal["mean-squares", "ncc", "mi", "nmi", "lncc", "ngf", "mind", "mind-ssc", "patch-cnn"]
+
+
+class DiscreteSettings(BaseModel):
+    """A first choice of displacements without derivatives: costs over a window at the control points, dense and coupled with a smooth field.
+
+    The paper's conclusion sketches it; scheme and coupling are ConvexAdam's (Siebert et al. 2021), which has half width 4 and steps and
+    control points of 6 voxels. Ours are finer, as the loop starts from a linear transform.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    half_width: int = Field(3, ge=1, le=8, description="labels to either side of none along each axis")
+    step_vx: int = Field(1, ge=1, description="voxels between labels")
+    node_vx: int = Field(4, ge=1, description="voxels between the control points at which labels are chosen, about")
+    coupling: tuple[float, ...] = Field(
+        (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1, description="weight of the squared distance to the smooth field in each round, in labels"
+    )
+    depth: float = Field(
+        3.0, gt=0, description="costs are scaled until the lowest lies so far under the window's mean, so that weights fit all similarities (ours)"
+    )
+    cost_smoothings: int = Field(0, ge=0, description="box filters over the costs of neighbouring control points")
+    stride_vx: int = Field(2, ge=1, description="compare every so many voxels along an axis; networks have a stride of their own (ours)")
+    refine: bool = Field(True, description="find the minimum between labels by parabolas (ours)")
 
 
 class OptimiserLoop(Method):
@@ -46,6 +69,9 @@ class OptimiserLoop(Method):
     fresh: bool = Field(True, description="other voxels each iteration (ours)")
     image_gradient: Literal["exact", "central"] = Field("exact", description="derivative of the interpolated moving image, or central differences")
     bending_weight: float = Field(0.0, ge=0, description="weight of the B-spline's bending energy, which is in 1/mm² (paper: none)")
+    discrete: DiscreteSettings | None = Field(
+        None, description="start the B-spline's finest level from displacements chosen without derivatives (the extension the paper sketches)"
+    )
     mask_threshold: float | None = Field(None, ge=0, lt=1, description="use only what is brighter, intensities scaled to [0, 1] (paper's MI+M: 0.01)")
     initialise: Initialise = Field(
         "auto", description="first move box centres or centres of mass onto each other; auto: only where boxes hardly overlap"

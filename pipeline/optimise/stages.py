@@ -12,6 +12,7 @@ from pipeline.classical.pyramid import axis_factors, shrunk
 from pipeline.methods import Pair, Run
 from pipeline.optimise.bending import BendingEnergy
 from pipeline.optimise.descent import RULES, Descent
+from pipeline.optimise.discrete import discrete_spline, unary_maker
 from pipeline.optimise.loop import StopRule, TraceRow, minimise
 from pipeline.optimise.models import Model, SplineModel, linear_model
 from pipeline.optimise.moving import MovingImage
@@ -92,6 +93,8 @@ def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind
 
 def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
     fixed = images.pair.fixed.geometry
+    if settings.discrete is not None:
+        return _discrete_stage(settings, images, after, run)
     model = SplineModel.over(fixed, settings.control_spacing_mm(fixed), halvings=settings.levels - 1)
     parameters = model.initial()
     for level in range(settings.levels):
@@ -99,6 +102,18 @@ def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: 
             model, parameters = model.refined(parameters)
         parameters = _run_level(settings, images, model, parameters, after=after, stage=("bspline", level), run=run)
     return model.transform(parameters)
+
+
+def _discrete_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
+    """Displacements of the control points chosen from a window, then the loop on the finest level."""
+    grid, finest = images.pair.fixed.geometry, settings.levels - 1
+    fixed, fixed_mask, moving, moving_mask = images.level(finest)
+    model = SplineModel.over(grid, settings.control_spacing_mm(grid))
+    make = unary_maker(settings, images.metric, settings.discrete.stride_vx)
+    run.report(f"{settings.similarity}, discrete", 0.5)
+    at_level = Pair(fixed, moving, fixed_mask, moving_mask)
+    parameters = discrete_spline(at_level, model, after=after, make=make, how=settings.discrete, threads=run.threads)
+    return model.transform(_run_level(settings, images, model, parameters, after=after, stage=("bspline", finest), run=run))
 
 
 def _run_level(
