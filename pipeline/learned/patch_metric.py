@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,15 +20,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nets.patch_cnn import CONFIGURATIONS, PatchCnn
-from pipeline.cases import Case, read_cases
+from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.files import write_text
+from pipeline.learned.aligned_cases import first_pairs, modalities_of, read_pairs, turned
 from pipeline.learned.fitting import choose_device, curve_csv, described, prefetched, reproducible
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
 from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
 from pipeline.methods import Run
-from pipeline.provenance import environment, file_sha256, fingerprint
-from pipeline.volumes import read_volume
+from pipeline.provenance import environment, fingerprint
 
 log = logging.getLogger(__name__)
 ARCHITECTURE = "patch-cnn"
@@ -120,23 +120,6 @@ def fit_to_cases(settings: PatchMetricFit, cases: Path, *, run: Run, out: Path) 
     return fit_patch_metric(train, held_out, settings, seed=run.seed, threads=run.threads, out=out, channels=channels)
 
 
-def modalities_of(cases: Sequence[Case]) -> tuple[str, str]:
-    """The two modalities of these cases, in alphabetical order: the channels of the network. Raises `ConcordError` for others than two."""
-    found = sorted({case.fixed_modality for case in cases} | {case.moving_modality for case in cases})
-    if len(found) != 2 or "" in found:
-        told = ", ".join(repr(name) for name in found)
-        raise ConcordError(f"a metric compares two modalities, these cases have {told}; choose `modalities` (or `directions`) of the dataset")
-    return found[0], found[1]
-
-
-def turned(cases: Sequence[Case], channels: tuple[str, str]) -> list[Case]:
-    """The cases with the first modality as the fixed one, each pair of volumes once."""
-    straight = [
-        case if case.fixed_modality == channels[0] else case.model_copy(update={"fixed": case.moving, "moving": case.fixed}) for case in cases
-    ]
-    return list({(case.fixed, case.moving): case for case in straight}.values())
-
-
 def load_patch_metric(weights: Path | str) -> tuple[PatchCnn, dict[str, Any]]:
     """The fitted network, for evaluation only, and its card.
 
@@ -167,26 +150,6 @@ def normalised(array: np.ndarray, card: Mapping[str, Any], channel: str, mask: n
     if channel not in known:
         raise ConcordError(f"channel {channel!r} is not one of the network's{choices(channel, known)}")
     return (unit_range(array, f"{channel} volume", mask) - np.float32(known[channel]["mean"])) / np.float32(known[channel]["std"])
-
-
-def read_pairs(cases: Iterable[Case], split: str) -> list[AlignedPair]:
-    """The volumes of a split's cases, fixed as `a` and moving as `b`.
-
-    Raises `ConcordError` for a split without cases, volumes on two grids, and constant ones.
-    """
-    pairs = [_read_pair(case) for case in cases if case.split == split]
-    if not pairs:
-        raise ConcordError(f"no case of split {split!r}; expected one or more: give cases that split in the table of cases")
-    return pairs
-
-
-def first_pairs(pairs: Sequence[AlignedPair], count: int | Literal["all"], seed: int) -> list[AlignedPair]:
-    """The first `count` pairs in a random order of `seed`: a smaller choice is part of every larger one."""
-    if count == "all":
-        return list(pairs)
-    if count > len(pairs):
-        raise ConcordError(f"pairs: {count} of {len(pairs)} training pairs asked for; expected at most all of them")
-    return [pairs[i] for i in np.random.default_rng(seed).permutation(len(pairs))[:count]]
 
 
 @dataclass
@@ -311,15 +274,3 @@ class _Fit:
                 self.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
         self.best = groups["best"]
         self.progress = _Progress(**{name: value for name, value in progress.items() if name != "fingerprint"})
-
-
-def _read_pair(case: Case) -> AlignedPair:
-    fixed, moving = read_volume(case.fixed), read_volume(case.moving)
-    if not fixed.geometry.matches(moving.geometry):
-        sizes = f"fixed {fixed.geometry.size} and moving {moving.geometry.size} voxels"
-        raise ConcordError(f"case {case.case}: {sizes} are on different grids; expected aligned volumes on one grid: resample the moving one")
-    for volume in (fixed, moving):
-        if volume.array.size == 0 or volume.array.min() == volume.array.max():
-            raise ConcordError(f"case {case.case}: {volume.name} is constant; expected an image to learn from: leave the case out")
-    files = tuple((path.name, file_sha256(path)) for path in (case.fixed, case.moving))
-    return AlignedPair(fixed.array, moving.array, case.case, files)

@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,12 +11,11 @@ from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
 
 from nets.patch_cnn import PatchCnn
-from pipeline.cases import Case
 from pipeline.errors import ConcordError
-from pipeline.learned.patch_metric import CURVE, PatchMetricFit, _Fit, first_pairs, fit_patch_metric, load_patch_metric, normalised, read_pairs
+from pipeline.learned.patch_metric import CURVE, PatchMetricFit, _Fit, fit_patch_metric, load_patch_metric, normalised
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler
 from pipeline.learned.weights import load_weights, save_weights
-from pipeline.volumes import Geometry, Volume, write_volume
+from pipeline.volumes import Geometry
 
 FAST = {"configuration": "tiny", "steps": 6, "validation_every": 2, "validation_patches": 8, "checkpoint_every": 2, "device": "cpu"}
 SMALL = PatchPairSettings(batch=8)
@@ -259,15 +256,6 @@ def test_inference_normalises_as_the_sampler_does(tmp_path):
 # ---- settings and cases
 
 
-def test_smaller_choices_of_pairs_are_part_of_larger_ones():
-    pairs = inverted_pairs(6, (8, 8))
-    names = [[pair.name for pair in first_pairs(pairs, count, seed=2)] for count in (2, 4, 6)]
-    assert names[1][:2] == names[0] and names[2][:4] == names[1] and sorted(names[2]) == [pair.name for pair in pairs]
-    assert first_pairs(pairs, "all", seed=2) == pairs
-    with pytest.raises(ConcordError, match="7 of 6 training pairs"):
-        first_pairs(pairs, 7, seed=2)
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -282,56 +270,3 @@ def test_smaller_choices_of_pairs_are_part_of_larger_ones():
 def test_bad_settings_are_refused(change, named):
     with pytest.raises(ValidationError, match=named):
         PatchMetricFit(**change)
-
-
-def case_of(folder, name, *, split="train", moving=None, fixed=None):
-    rng = np.random.default_rng(len(name))
-    volumes = {"fixed": fixed, "moving": moving}
-    for role, given in volumes.items():
-        volume = given or Volume(rng.normal(size=GEOMETRY.shape).astype(np.float32), GEOMETRY)
-        write_volume(volume, folder / f"{name}_{role}.mha")
-    return Case(case=name, fixed=folder / f"{name}_fixed.mha", moving=folder / f"{name}_moving.mha", subject=name, split=split)
-
-
-def test_pairs_are_the_cases_of_the_split(tmp_path):
-    cases = [case_of(tmp_path, "c1"), case_of(tmp_path, "case2", split="validation"), case_of(tmp_path, "c03")]
-    pairs = read_pairs(cases, "train")
-    assert [pair.name for pair in pairs] == ["c1", "c03"]
-    assert pairs[0].a.shape == GEOMETRY.shape and not np.array_equal(pairs[0].a, pairs[0].b)
-    assert [name for name, _ in pairs[0].files] == ["c1_fixed.mha", "c1_moving.mha"] and len(pairs[0].files[0][1]) == 64
-    with pytest.raises(ConcordError, match="no case of split 'test'"):
-        read_pairs(cases, "test")
-
-
-def test_pairs_on_two_grids_are_refused(tmp_path):
-    other = Geometry.regular((22, 20, 18))
-    moving = Volume(np.random.default_rng(0).normal(size=other.shape).astype(np.float32), other)
-    with pytest.raises(ConcordError, match=r"case c1: fixed \(22, 20, 21\) and moving \(22, 20, 18\).*resample the moving one"):
-        read_pairs([case_of(tmp_path, "c1", moving=moving)], "train")
-    moved = Volume(np.random.default_rng(0).normal(size=GEOMETRY.shape).astype(np.float32), Geometry.regular(GEOMETRY.size, 1.0, (0.0, 0.0, 0.0)))
-    with pytest.raises(ConcordError, match="different grids"):
-        read_pairs([case_of(tmp_path, "c2", moving=moved)], "train")
-
-
-@pytest.mark.parametrize("role", ["fixed", "moving"])
-def test_constant_images_are_refused(tmp_path, role):
-    flat = {role: Volume(np.full(GEOMETRY.shape, 3, np.int16), GEOMETRY)}
-    with pytest.raises(ConcordError, match=f"case c1: .*c1_{role}.mha is constant"):
-        read_pairs([case_of(tmp_path, "c1", **flat)], "train")
-
-
-def test_fitting_from_files_needs_no_itk(tmp_path):
-    case = case_of(tmp_path, "c1")
-    script = f"""
-import sys
-from pathlib import Path
-from pipeline.cases import Case
-from pipeline.learned.patch_metric import PatchMetricFit, fit_patch_metric, load_patch_metric, read_pairs
-pairs = read_pairs([Case(case="c1", fixed=Path({str(case.fixed)!r}), moving=Path({str(case.moving)!r}), subject="c1", split="train")], "train")
-settings = PatchMetricFit(configuration="tiny", steps=1, sampler={{"batch": 2}}, device="cpu")
-fit_patch_metric(pairs, [], settings, seed=0, threads=1, out=Path({str(tmp_path)!r}) / "net")
-load_patch_metric(Path({str(tmp_path)!r}) / "net")
-import metrics.similarity.patch_cnn
-sys.exit("itk or pandas was imported" if {{"itk", "pandas"}} & {{name.split(".")[0] for name in sys.modules}} else 0)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path.parents[0])
