@@ -33,9 +33,9 @@ SPACING_MM = 2.0
 LOOP = {"control_points": 16, "iterations": 100, "mask_threshold": 0.1}
 ROWS = {
     "MI+M, elastix": ("mi-masked", {"control_points": 16, "iterations": 150, "mask_threshold": 0.1}),
-    "MI+M, our loop": ("loop", {**LOOP, "bending_weight": 10}),
-    "MIND-SSC, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "mind-ssc", "radius_vx": 1, "bending_weight": 10}),
-    "CNN, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "patch-cnn", "levels": 1, "precision": "bf16", "bending_weight": 1000}),
+    "MI+M, our loop": ("loop", LOOP),
+    "MIND-SSC, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "mind-ssc", "radius_vx": 1}),
+    "CNN, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "patch-cnn", "levels": 1, "precision": "bf16"}),
 }
 
 

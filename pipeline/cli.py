@@ -234,7 +234,14 @@ def _settings_of(given: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
+_told: dict[str, str] = {}
+
+
 def _show_progress(stage_name: str, fraction: float) -> None:
+    if not sys.stderr.isatty():  # a log wants a line a stage, not a line a percent
+        if _told.get("stage") == stage_name and fraction < 1:
+            return
+        _told["stage"] = stage_name
     end = "\r" if sys.stderr.isatty() and fraction < 1 else "\n"
     click.echo(f"[{fraction:4.0%}] {stage_name:60}", err=True, nl=False)
     click.echo(end, err=True, nl=False)

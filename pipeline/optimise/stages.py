@@ -163,7 +163,7 @@ def level_objective(
         make_similarity=lambda samples: kind.make(samples, settings, level),
         after=after,
         moving_mask=None if pair.moving_mask is None else MovingImage.of(pair.moving_mask.with_array(pair.moving_mask.array != 0), dtype=dtype),
-        penalty=BendingEnergy(model.grid, settings.bending_weight) if settings.bending_weight and isinstance(model, SplineModel) else None,
+        penalty=BendingEnergy(model.grid, settings.weight_of_bending) if settings.weight_of_bending and isinstance(model, SplineModel) else None,
     )
 
 

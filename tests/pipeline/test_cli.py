@@ -78,6 +78,47 @@ def test_the_same_call_gives_the_same_bytes(folder, capsys):
     assert contents[0] == contents[1]
 
 
+def test_the_loop_takes_its_similarity_and_transforms_from_the_command_line(folder, capsys):
+    out = folder / "loop"
+    images = (folder / "fixed.nii.gz", folder / "moving.nii.gz")
+    options = ("--similarity", "ncc", "--transform", "affine", "--transform", "bspline", "--set", "iterations=20", "--threads", 1, "-o", out)
+    status, _, progress = run(capsys, "register", *images, *options)
+    assert status == 0, progress
+    assert {"trace.csv", "trace.png"} <= {file.name for file in out.iterdir()}
+    rows = (out / "trace.csv").read_text().splitlines()
+    assert rows[0] == "stage,level,iteration,value,step_mm,gradient_norm,seconds"
+    assert len(rows) == 1 + 4 * 20
+    assert progress.count("ncc affine") == 1
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["settings"]["similarity"] == "ncc"
+    assert record["settings"]["stages"] == ["affine", "bspline"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--similarity", "mi", "--method", "demons"), "settings of --method loop"),
+        (
+            (
+                "--similarity",
+                "nmii",
+            ),
+            "similarity: 'nmii' is not valid",
+        ),
+        (("--transform", "elastic"), "stages"),
+        (("--similarity", "patch-cnn"), "needs `weights`"),
+        (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--modalities", "t1"), "expected two names"),
+    ],
+)
+def test_mistakes_about_the_loop_are_told_and_nothing_is_written(folder, capsys, options, told):
+    status, _, error = run(capsys, "register", folder / "fixed.nii.gz", folder / "moving.nii.gz", *options, "-o", folder / "never")
+    assert status == 1
+    assert told in error
+    assert error.count("\n") <= 2
+    assert not (folder / "never" / "transform.h5").exists()
+
+
 def test_warp_pulls_images_and_labels_and_pushes_points(folder, capsys):
     truth = read_transform(folder / "truth.h5")
     run(capsys, "warp", folder / "labels.nii.gz", folder / "truth.h5", "--onto", folder / "fixed.nii.gz", "--labels", "-o", folder / "w.nii.gz")

@@ -162,6 +162,7 @@ def test_a_whole_run_with_mean_squares_ends_where_itks_registration_ends(kind):
     levels, rate, iterations = (2, 0.5, 200) if kind == "rigid" else (1, 3.0, 40)
     settings = OptimiserLoop(
         similarity="mean-squares",
+        bending_weight=0,
         stages=(kind,),
         levels=levels,
         iterations=iterations,
