@@ -18,24 +18,51 @@ from pipeline.volumes import Geometry, Volume, write_volume
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
+REGISTERED = {"register", "score", "gather", "compare", "table", "figure", "pictures", "left_out"}
+"""Rules that run again when a method has changed."""
 
 
 def config_of(folder: Path) -> dict:
-    """Two methods on five 2-D pairs, one of them damaged."""
+    """Three methods, one of them learned, on five 2-D pairs, one of them damaged."""
     return {
         "scale": "smoke",
         "datasets": {"own": {"reader": "table", "file": str(folder / "data" / "pairs.csv")}},
-        "methods": {"identity": {}, "demons": {"iterations": [10, 10, 10]}},
+        "methods": {
+            "identity": {},
+            "demons": {"iterations": [10, 10, 10]},
+            "cnn": {
+                "use": "loop",
+                "similarity": "patch-cnn",
+                "levels": 1,
+                "iterations": 3,
+                "control_points": 5,
+                "stages": ["bspline"],
+                "fit": "metric",
+            },
+        },
+        "fits": {
+            "metric": {
+                "learner": "patch-metric",
+                "dataset": "own",
+                "configuration": "tiny",
+                "steps": 3,
+                "validation_every": 2,
+                "sampler": {"batch": 8},
+            }
+        },
         "studies": {
             "tiny": {
                 "title": "Discs",
                 "dataset": "own",
-                "methods": ["identity", "demons"],
+                "methods": ["identity", "demons", "cnn"],
                 "measures": ["dice", "folding", "seconds"],
                 "batches": 2,
                 "comparison": {"reference": "identity", "measures": ["dice"]},
                 "tables": {"overlap": {"title": "Overlap", "rows": ["identity", "demons"], "columns": ["dice", "seconds"], "reference": "identity"}},
                 "figures": {"scatter": {"kind": "scatter", "title": "Dice", "measures": ["dice"]}},
+                "landscapes": {
+                    "around": {"title": "Around the truth", "dataset": "own", "methods": ["cnn"], "probe": {"points": 5, "control_points": 1}}
+                },
                 "pictures": {"methods": ["demons"], "cases": 2},
             }
         },
@@ -53,7 +80,8 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("a project")
     (folder / "data").mkdir()
     rows = []
-    for n in range(5):
+    splits = ["test"] * 5 + ["train", "train", "validation"]
+    for n, split in enumerate(splits):
         for part, radius in (("fixed", 10 + n), ("moving", 14 + n)):
             labels = Volume(disc(radius), Geometry.regular((48, 48)))
             noise = np.random.default_rng(n).normal(scale=0.01, size=labels.array.shape)
@@ -65,6 +93,9 @@ def project(tmp_path_factory) -> Path:
             {
                 "case": f"c{n}",
                 "subject": f"s{n}",
+                "split": split,
+                "fixed_modality": "bright",
+                "moving_modality": "noisy",
                 **{f"{p}{s}": f"{n}-{p}{s.replace('_', '-')}.mha" for p in ("fixed", "moving") for s in ("", "_labels")},
             }
         )
@@ -113,6 +144,13 @@ def test_a_run_makes_everything_and_names_the_bad_case(finished):
         "figures/scatter.png",
         "comparisons.csv",
         "scores.csv",
+        "landscapes/around.png",
+        "landscapes/around.csv",
+        "transforms/cnn/c0.trace.csv",
+        "../weights/metric.safetensors",
+        "../weights/metric.json",
+        "../weights/metric.csv",
+        "../weights/metric.png",
     ):
         assert (results / name).stat().st_size > 100, name
     left_out = pd.read_csv(results / "left_out.csv")
@@ -136,7 +174,10 @@ def test_a_second_call_finds_nothing_to_do(finished):
         (("studies", "tiny", "tables", "overlap", "title"), "Another", {"table"}),
         (("studies", "tiny", "figures", "scatter", "title"), "Another", {"figure"}),
         (("studies", "tiny", "pictures", "cases"), 1, {"pictures"}),
-        (("methods", "demons", "iterations"), [12, 10, 10], {"register", "score", "gather", "compare", "table", "figure", "pictures", "left_out"}),
+        (("methods", "demons", "iterations"), [12, 10, 10], REGISTERED),
+        (("fits", "metric", "steps"), 4, {"train", *REGISTERED, "landscape", "landscape_figure"}),
+        (("methods", "cnn", "iterations"), 4, {*REGISTERED, "landscape", "landscape_figure"}),
+        (("studies", "tiny", "landscapes", "around", "title"), "Another", {"landscape_figure"}),
         (("studies", "tiny", "comparison", "tests"), ["wilcoxon"], {"compare", "table"}),
         (
             ("studies", "tiny", "measures"),
