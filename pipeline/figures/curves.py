@@ -64,5 +64,6 @@ def run_trace(trace: pd.DataFrame, *, title: str) -> Figure:
             axis.set_yscale("log")
     for axis in axes[1]:
         axis.set_xlabel("iteration")
-    axes[0, 0].legend()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure

@@ -453,3 +453,24 @@ def test_grid_lines_lie_where_the_transform_takes_them():
     lines = displacement_picture(shift, geometry).axes[1].collections[0].get_segments()
     # the first line is the top row of pixel centres, half a pixel from the border, moved by (2, -1)
     assert lines[0][0] == pytest.approx([2.5, -0.5])
+
+
+def test_a_learning_curve_marks_the_kept_weights_and_a_trace_has_a_line_a_level():
+    from pipeline.figures.curves import learning_curve, run_trace
+
+    curve = pd.DataFrame({"step": [1, 2, 3], "train_loss": [1.0, 0.5, 0.4], "train_accuracy": [0.5, 0.7, 0.8]})
+    both = curve.assign(validation_loss=[1.0, 0.3, 0.6], validation_accuracy=[0.5, 0.9, 0.8])
+    loss, accuracy = learning_curve(both, title="fit").axes
+    marked = [line for axis in (loss, accuracy) for line in axis.lines if line.get_label() == "kept weights"]
+    assert [tuple(np.ravel(line.get_data())) for line in marked] == [(2.0, 0.3), (2.0, 0.9)]
+    assert len(learning_curve(curve, title="fit").axes[0].lines) == 1
+    rows = [
+        {"stage": s, "level": v, "iteration": i, "value": 1.0 / (i + 1), "step_mm": 0.1, "gradient_norm": 1.0, "seconds": 0.01}
+        for s in ("rigid", "bspline")
+        for v in (0, 1)
+        for i in range(3)
+    ]
+    figure = run_trace(pd.DataFrame(rows), title="run")
+    assert [len(axis.lines) for axis in figure.axes] == [4, 4, 4, 4]
+    assert figure.axes[0].lines[-1].get_xdata().tolist() == [10, 11, 12]
+    assert all(axis.get_ylabel() for axis in figure.axes)
