@@ -47,11 +47,7 @@ def overlap(pair: Pair) -> tuple[float, int]:
     probes = voxels[:: max(1, len(voxels) // PROBES)]
     index = np.stack(np.unravel_index(probes, shape)[::-1], axis=-1)
     points = pair.fixed.geometry.points_at(index)
-    inside = pair.moving.geometry.contains(points)
-    if pair.moving_mask is not None:
-        nearest = np.floor(pair.moving.geometry.index_at(points[inside]) + 0.5).astype(int)
-        nearest = np.clip(nearest, 0, np.asarray(pair.moving.geometry.size) - 1)
-        inside[inside] = pair.moving_mask.array[tuple(nearest.T[::-1])] != 0
+    inside = pair.moving.geometry.contains(points) if pair.moving_mask is None else in_mask(pair.moving_mask, points)
     return float(inside.mean()) if len(probes) else 0.0, len(voxels)
 
 
@@ -61,7 +57,7 @@ def starting_shift(pair: Pair, how: str) -> np.ndarray:
     Mass is the intensity above the image's minimum, inside the mask where there is one.
     """
     if how == "mass":
-        return _mass_centre(pair.moving, pair.moving_mask) - _mass_centre(pair.fixed, pair.fixed_mask)
+        return mass_centre(pair.moving, pair.moving_mask) - mass_centre(pair.fixed, pair.fixed_mask)
     plain = Pair(pair.fixed, pair.moving)
     if how == "none" or (how == "auto" and max(overlap(plain)[0], overlap(Pair(pair.moving, pair.fixed))[0]) >= OVERLAPPING):
         return np.zeros(pair.fixed.dimension)
@@ -81,15 +77,21 @@ def both_masks(mask: Volume, other: Volume | None) -> Volume:
     return mask if other is None else mask.with_array(((mask.array != 0) & (other.array != 0)).astype(np.uint8))
 
 
-def _mass_centre(volume: Volume, mask: Volume | None) -> np.ndarray:
+def mass_centre(volume: Volume, mask: Volume | None = None) -> np.ndarray:
+    """Centre of the intensity above the image's minimum, inside the mask where there is one, `(d,)` in mm."""
+    from scipy.ndimage import center_of_mass
+
     weight = volume.array.astype(float) - float(volume.array.min())
-    weight = weight if mask is None else weight * (mask.array != 0)
-    total = weight.sum()
-    index = [
-        float((weight.sum(axis=tuple(a for a in range(weight.ndim) if a != axis)) * np.arange(weight.shape[axis])).sum() / total)
-        for axis in range(weight.ndim)
-    ]
-    return volume.geometry.points_at(np.array(index[::-1]))
+    return volume.geometry.points_at(np.array(center_of_mass(weight if mask is None else weight * (mask.array != 0))[::-1]))
+
+
+def in_mask(mask: Volume, points_mm: np.ndarray) -> np.ndarray:
+    """Whether the voxel nearest to each point `(n, d)` is in the mask, `(n,)` bool; points outside its grid are not."""
+    inside = mask.geometry.contains(points_mm)
+    nearest = np.floor(mask.geometry.index_at(points_mm[inside]) + 0.5).astype(int)
+    nearest = np.clip(nearest, 0, np.asarray(mask.geometry.size) - 1)
+    inside[inside] = mask.array[tuple(nearest.T[::-1])] != 0
+    return inside
 
 
 def placed_earlier(volume: Volume | None, shift_mm: np.ndarray) -> Any:

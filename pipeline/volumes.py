@@ -157,6 +157,13 @@ class Volume:
         return Volume(self.array[window], self.geometry.cropped(lower, upper), self.name)
 
 
+def box_of(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First index, and one past the last, of what is not zero in `([z,] y, x)`, both `(d,)` in `(x, y[, z])`; it must not be empty."""
+    axes = range(mask.ndim)
+    used = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in reversed(axes)]
+    return np.array([axis[0] for axis in used]), np.array([axis[-1] + 1 for axis in used])
+
+
 def read_volume(path: Path | str) -> Volume:
     """Read a scalar 2-D or 3-D image: NIfTI, MetaImage, NRRD, or a folder that holds one DICOM series.
 

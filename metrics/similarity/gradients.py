@@ -6,11 +6,10 @@ Images are `(B, 1, [z,] y, x)`; gradients are central differences per mm, with t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from metrics.similarity.local_correlation import check_image, check_pair, map_weights
+from metrics.similarity.grid import ValueWithGradient, check_image, check_pair, map_weights
 
 
 class NormalisedGradientFields:
@@ -50,7 +49,7 @@ class NormalisedGradientFields:
         """The value for a warped image of the shape of `fixed`, a scalar, differentiable with respect to `warped`."""
         check_pair(self._shape, warped.shape)
         weight = self._weight if mask is None else map_weights(mask, warped, self._weight)
-        return _NormalisedGradientFields.apply(warped, weight, self)
+        return ValueWithGradient.apply(warped, lambda image, gradient: self._value_and_gradient(image, weight, gradient=gradient))
 
     def _value_and_gradient(self, warped: torch.Tensor, weight: torch.Tensor | None, *, gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The value and, if asked for, its derivative with respect to `warped`; `weight` of the local values sums up to 1."""
@@ -142,19 +141,3 @@ def _squares(gradient: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _mean_length(gradient: Sequence[torch.Tensor]) -> torch.Tensor:
     return _squares(gradient).sqrt_().mean(tuple(range(1, gradient[0].ndim)), keepdim=True)
-
-
-class _NormalisedGradientFields(torch.autograd.Function):
-    """The derivative is taken along with the value and is all that is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, warped: torch.Tensor, weight: torch.Tensor | None, metric: NormalisedGradientFields) -> torch.Tensor:
-        value, gradient = metric._value_and_gradient(warped, weight, gradient=ctx.needs_input_grad[0])
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.saved_tensors[0] * upstream, None, None

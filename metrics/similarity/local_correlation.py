@@ -6,10 +6,10 @@ over windows are separable, and the derivative is three more such sums, taken al
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+
+from metrics.similarity.grid import ValueWithGradient, check_image, check_pair, map_weights
 
 _FLAT = 16  # a window whose variance is below so many units of rounding of its mean square is flat (ours)
 _SLAB = 8  # planes at a time: their sums along the two other axes stay in a core's cache (ours)
@@ -42,7 +42,7 @@ class LocalCorrelation:
         """The value for a warped image of the shape of `fixed`, a scalar, differentiable with respect to `warped`."""
         check_pair(self._fixed.shape, warped.shape)
         weight = self._weight if mask is None else map_weights(mask, warped, self._weight)
-        return _LocalCorrelation.apply(warped, weight, self)
+        return ValueWithGradient.apply(warped, lambda image, gradient: self._value_and_gradient(image, weight, gradient=gradient))
 
     def _value_and_gradient(self, warped: torch.Tensor, weight: torch.Tensor | None, *, gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The value and, if asked for, its derivative with respect to `warped`; `weight` of the local values sums up to 1."""
@@ -76,31 +76,6 @@ def local_correlation(
 ) -> torch.Tensor:
     """`LocalCorrelation` of two images `(B, 1, [z,] y, x)` in one call, a scalar."""
     return LocalCorrelation(fixed, radius_vx, eps=eps)(warped, mask)
-
-
-def check_image(image: torch.Tensor) -> torch.Tensor:
-    """The image itself. Raises `ValueError` if it is not `(B, 1, [z,] y, x)`."""
-    if image.ndim not in (4, 5) or image.shape[1] != 1 or 0 in image.shape:
-        raise ValueError(f"image of shape {tuple(image.shape)}; expected (batch, 1, [z,] y, x)")
-    return image
-
-
-def check_pair(fixed: torch.Size, warped: torch.Size) -> None:
-    """Raises `ValueError` if the two shapes differ."""
-    if fixed != warped:
-        raise ValueError(f"fixed {tuple(fixed)} and warped {tuple(warped)}; expected one shape: warp onto the fixed grid first")
-
-
-def map_weights(mask: torch.Tensor, like: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-    """The mask as weights of a map `(B, 1, [z,] y, x)`, times `other`, with sum 1. Raises `ValueError` for another shape or no weight."""
-    if mask.shape[1:] != like.shape[1:] or len(mask) not in (1, len(like)):
-        raise ValueError(f"mask of shape {tuple(mask.shape)} for images {tuple(like.shape)}; expected (batch or 1, 1, [z,] y, x)")
-    weight = mask.detach().to(like.dtype).expand(like.shape)
-    weight = weight if other is None else weight * other
-    total = weight.sum(dtype=torch.float64)
-    if not total > 0:
-        raise ValueError("the mask is empty; expected non-zero weights where the images count")
-    return weight / total.to(like.dtype)
 
 
 def _centred(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,19 +131,3 @@ def _axis_sum(volume: torch.Tensor, radius: int, axis: int) -> torch.Tensor:
             total.add_(pieces.narrow(axis, start, length))
             start += size
     return total
-
-
-class _LocalCorrelation(torch.autograd.Function):
-    """The derivative is taken along with the value and is all that is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, warped: torch.Tensor, weight: torch.Tensor | None, metric: LocalCorrelation) -> torch.Tensor:
-        value, gradient = metric._value_and_gradient(warped, weight, gradient=ctx.needs_input_grad[0])
-        if gradient is not None:
-            ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.saved_tensors[0] * upstream, None, None

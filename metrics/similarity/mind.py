@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from metrics.similarity.grid import check_image
+
 VarianceLimits = Literal["mean", "power"]
 Descriptor = Callable[[torch.Tensor], torch.Tensor]
 Offset = tuple[int, ...]
@@ -33,7 +35,7 @@ def mind(image: torch.Tensor, *, sigma_vx: float = 0.5, search_radius_vx: int = 
     image gives the same descriptor), "power" to between its root and its square (their 3-D code; depends on the intensity's unit).
     Raises `ValueError` for a shape other than `(B, 1, [z,] y, x)`, a sigma that is not positive or a negative radius.
     """
-    dimension = _checked(image)
+    dimension = check_image(image).ndim - 2
     if not sigma_vx > 0 or search_radius_vx < 0:
         raise ValueError(f"sigma_vx {sigma_vx}, search_radius_vx {search_radius_vx}; expected a positive sigma and a radius of 0 or more")
     taps = gaussian_taps(sigma_vx, math.ceil(1.5 * sigma_vx))
@@ -53,7 +55,7 @@ def mind_ssc(image: torch.Tensor, *, radius_vx: int = 2, dilation_vx: int = 2) -
     smallest one and v their mean, limited to [0.001, 1000] times its mean over the image, the value is `exp(-m / v)`.
     In 2-D the four pairs of the four-neighbourhood are taken (ours). Raises `ValueError` as `mind` does.
     """
-    dimension = _checked(image)
+    dimension = check_image(image).ndim - 2
     if radius_vx < 0 or dilation_vx < 1:
         raise ValueError(f"radius_vx {radius_vx}, dilation_vx {dilation_vx}; expected a radius of 0 or more and a dilation of 1 or more")
     taps = (1 / (2 * radius_vx + 1),) * (radius_vx + 1)
@@ -111,12 +113,6 @@ def gaussian_taps(sigma_vx: float, radius_vx: int) -> tuple[float, ...]:
     """Weights at distance 0, 1, ... of a Gaussian cut off at `radius_vx` and normalised."""
     weights = [math.exp(-0.5 * (k / sigma_vx) ** 2) for k in range(radius_vx + 1)]
     return tuple(w / (weights[0] + 2 * sum(weights[1:])) for w in weights)
-
-
-def _checked(image: torch.Tensor) -> int:
-    if image.ndim not in (4, 5) or image.shape[1] != 1 or 0 in image.shape:
-        raise ValueError(f"image of shape {tuple(image.shape)}; expected (batch, 1, [z,] y, x)")
-    return image.ndim - 2
 
 
 def _patch_distances(image: torch.Tensor, offsets: Sequence[Offset], taps: Sequence[float]) -> torch.Tensor:

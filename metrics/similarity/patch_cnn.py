@@ -6,15 +6,17 @@ convolution and nothing else, so that its part of that convolution is computed o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from metrics.similarity.grid import ValueWithGradient
 
 Grid = Literal["shift", "overlap", "fixed"]
 Precision = Literal["fp32", "bf16"]
@@ -97,7 +99,7 @@ class PatchCnnSimilarity:
         def evaluate(image: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
             return self._evaluate(image, offset, weights, with_gradient)
 
-        return _ValueWithGradient.apply(warped, evaluate)
+        return ValueWithGradient.apply(warped, evaluate)
 
     def output_map(self, warped: torch.Tensor, offset: Sequence[int] | None = None) -> torch.Tensor:
         """The dissimilarity of every patch of the grid at `offset` (default: the first voxel), `(1, 1, [z',] y', x')`, without gradient."""
@@ -190,21 +192,6 @@ class _Stage:
     def convolve(self, features: torch.Tensor) -> torch.Tensor:
         convolution = F.conv2d if features.ndim == 4 else F.conv3d
         return convolution(features, self.weight, self.bias, self.stride, 0, self.dilation)
-
-
-class _ValueWithGradient(torch.autograd.Function):
-    """A scalar whose derivative is computed together with it, so that nothing in between has to be kept."""
-
-    @staticmethod
-    def forward(ctx: Any, image: torch.Tensor, evaluate: Callable[[torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        value, gradient = evaluate(image, ctx.needs_input_grad[0])
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return outer * ctx.saved_tensors[0], None
 
 
 def _stages(network: nn.Module, fixed: torch.Tensor, dtype: torch.dtype) -> list[_Stage]:

@@ -12,7 +12,7 @@ from pipeline.classical.elastix_run import ParameterMap, register_images
 from pipeline.methods import Method, Pair, Run
 from pipeline.starting import FEWEST_SAMPLES, Initialise, common_voxels, masked_by_threshold, placed_earlier, starting_shift
 from pipeline.transforms import Linear, Transform, compose
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Geometry, Volume, box_of
 
 Stage = Literal["translation", "rigid", "similarity", "affine", "bspline"]
 _TRANSFORMS = {
@@ -140,8 +140,8 @@ class MutualInformation(ElastixMethod):
 
 def _filling(mask: Volume) -> float:
     """Share of its own bounding box that a mask fills."""
-    where = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(mask.array.ndim) if a != axis))) for axis in range(mask.array.ndim)]
-    return float(np.count_nonzero(mask.array) / np.prod([axis[-1] - axis[0] + 1 for axis in where]))
+    first, behind = box_of(mask.array)
+    return float(np.count_nonzero(mask.array) / np.prod(behind - first))
 
 
 def _halving(levels: int) -> list[int]:

@@ -24,7 +24,7 @@ from pipeline.datasets.phantoms.contrast import BACKGROUND, ContrastRanges, Labe
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.errors import ConcordError
 from pipeline.methods import Run
-from pipeline.volumes import SUFFIXES, Volume, read_volume, write_volume
+from pipeline.volumes import SUFFIXES, Volume, box_of, read_volume, write_volume
 
 MODALITIES = ("synthetic-a", "synthetic-b")
 MOST_LABELS = 1000
@@ -196,14 +196,9 @@ def _prepared(path: Path, settings: LabelMaps) -> tuple[LabelIndex, Volume]:
 
 def _cut(volume: Volume, margin_mm: float) -> Volume:
     """The box of all that is not background, and `margin_mm` around it where there is so much."""
-    inside = volume.array != BACKGROUND
-    lower, upper = [], []
-    for axis, spacing in enumerate(volume.geometry.spacing_mm):
-        others = tuple(i for i in range(volume.dimension) if i != volume.dimension - 1 - axis)
-        hit = np.flatnonzero(inside.any(axis=others))
-        margin = int(np.ceil(margin_mm / spacing))
-        lower.append(max(0, int(hit[0]) - margin))
-        upper.append(min(volume.geometry.size[axis], int(hit[-1]) + 1 + margin))
+    first, behind = box_of(volume.array != BACKGROUND)
+    margin = np.ceil(margin_mm / np.asarray(volume.geometry.spacing_mm)).astype(int)
+    lower, upper = np.maximum(0, first - margin).tolist(), np.minimum(volume.geometry.size, behind + margin).tolist()
     return volume.cropped(lower, upper)
 
 

@@ -32,15 +32,21 @@ def described(device: torch.device) -> str:
 
 
 @contextmanager
-def reproducible(threads: int) -> Iterator[None]:
-    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time."""
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within the block torch uses `threads` threads; the process's own number is put back in the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def reproducible(threads: int) -> Iterator[None]:
+    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time."""
+    with torch_threads(threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+        yield
 
 
 def prefetched(draw: Callable[[int], Any], steps: Sequence[int], ahead: int = 2) -> Iterator[Any]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.optimise.models import Model
-
-StepRule = Literal["regular-step", "gradient-descent", "adam"]
 
 
 class Step(NamedTuple):

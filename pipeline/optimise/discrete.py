@@ -24,6 +24,7 @@ from pipeline.optimise.models import SplineModel
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.network import TrainedMetric
 from pipeline.optimise.samples import Lattice
+from pipeline.optimise.similarities import descriptor_of
 from pipeline.transforms import Linear, cubic_basis
 from pipeline.volumes import Geometry
 
@@ -102,7 +103,6 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
 
     Raises `ConcordError` for a similarity that is a number for the whole image and no mean over places.
     """
-    from metrics.similarity.mind import mind, mind_ssc
 
     def of_features(features: Callable[[torch.Tensor], torch.Tensor]) -> UnaryMaker:
         return lambda fixed, moving, geometry: FeatureDifference(features(fixed), Extended(features(moving.tensor), moving.rim), geometry, stride_vx)
@@ -110,12 +110,10 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
     if settings.similarity == "patch-cnn":
         extra = {"most_outputs": settings.most_patches, "precision": settings.precision}
         return lambda fixed, moving, geometry: PatchDissimilarity(fixed, moving, geometry, metric=metric, **extra)
-    if settings.similarity == "mind-ssc":
-        radius = 2 if settings.radius_vx is None else settings.radius_vx
-        return of_features(lambda image: mind_ssc(image, radius_vx=radius, dilation_vx=settings.dilation_vx))
-    plain = {"mind": lambda image: mind(image, sigma_vx=settings.sigma_vx), "mean-squares": lambda image: image}
-    if settings.similarity in plain:
-        return of_features(plain[settings.similarity])
+    if settings.similarity in ("mind", "mind-ssc"):
+        return of_features(descriptor_of(settings))
+    if settings.similarity == "mean-squares":
+        return of_features(lambda image: image)
     raise ConcordError(f"similarity {settings.similarity!r} has no local value; the discrete start takes mean-squares, mind, mind-ssc or patch-cnn")
 
 

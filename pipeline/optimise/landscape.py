@@ -14,9 +14,9 @@ from pipeline.errors import ConcordError
 from pipeline.linear_parameters import linear_from_parameters
 from pipeline.methods import Pair, Run
 from pipeline.resampling import warp
-from pipeline.starting import masked_by_threshold, threshold_mask
+from pipeline.starting import in_mask, masked_by_threshold, mass_centre, threshold_mask
 from pipeline.transforms import Linear, Transform
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Geometry
 
 if TYPE_CHECKING:
     from pipeline.optimise.method import OptimiserLoop
@@ -78,8 +78,9 @@ def landscape(
     the network and its mirror image in turn: its values are means over the first `probe.iterations`, what a descent follows on average.
     Raises `ConcordError` for weights that are missing or unfit, and where images hardly overlap any more within the reach.
     """
-    from pipeline.optimise.method import torch_threads
+    from pipeline.learned.fitting import torch_threads
     from pipeline.optimise.models import SplineModel, linear_model
+    from pipeline.optimise.network import as_compared
     from pipeline.optimise.stages import level_objective
 
     probe = probe or Probe()
@@ -87,7 +88,7 @@ def landscape(
     fixed = pair.fixed.geometry
     settings = settings.model_copy(update={"sampling": "dense"})
     points = nearby_control_points(pair, spline := SplineModel.over(fixed, settings.control_spacing_mm(fixed)), probe.control_points)
-    seen, metric = _seen(settings, pair)
+    seen, metric = as_compared(settings, pair)
     iterations = probe.iterations if settings.similarity == "patch-cnn" else 1
     tables = []
     with torch_threads(run.threads):
@@ -153,10 +154,10 @@ def nearby_control_points(pair: Pair, spline: Any, count: int) -> dict[str, int]
     brightness = pair.fixed.array.astype(float) - float(pair.fixed.array.min())
     inside = pair.fixed_mask or threshold_mask(pair.fixed, float(brightness.mean() / max(brightness.max(), 1e-300)))
     places = grid.grid_points().reshape(-1, grid.dimension)
-    held = np.flatnonzero(_holds(inside, places))
+    held = np.flatnonzero(in_mask(inside, places))
     if not len(held):
         raise ConcordError(f"{pair.fixed.name}: no control point lies inside the object; expected one or more: take more control points")
-    distance = np.linalg.norm(places[held] - _mass_centre(pair.fixed.with_array(brightness * (inside.array != 0))), axis=1)
+    distance = np.linalg.norm(places[held] - mass_centre(pair.fixed, inside), axis=1)
     chosen = held[np.argsort(distance, kind="stable")][np.linspace(0, len(held), min(count, len(held)), endpoint=False).astype(int)]
     coefficients = [turn % grid.dimension * len(places) + int(point) for turn, point in enumerate(chosen)]
     return {name(k): k for k in coefficients}
@@ -266,29 +267,3 @@ def turned_grid(grid: Geometry) -> Geometry:
     direction = np.asarray(grid.direction) @ turn
     origin = grid.centre_mm - direction @ ((size - 1) / 2 * spacing)
     return Geometry(tuple(size.astype(int).tolist()), grid.spacing_mm, tuple(origin.tolist()), tuple(map(tuple, direction.tolist())))
-
-
-def _seen(settings: OptimiserLoop, pair: Pair) -> tuple[Pair, Any]:
-    """The pair as the similarity sees it, and the trained network where it has one."""
-    from pipeline.optimise.network import seen_by_network
-
-    if settings.similarity != "patch-cnn":
-        return pair, None
-    if settings.weights is None:
-        raise ConcordError("similarity patch-cnn needs `weights`: name a .safetensors file that a fit wrote")
-    return seen_by_network(settings.weights, pair)
-
-
-def _holds(mask: Volume, places_mm: np.ndarray) -> np.ndarray:
-    """Whether the voxel nearest to each place is in the mask."""
-    index = np.floor(mask.geometry.index_at(places_mm) + 0.5).astype(int)
-    known = mask.geometry.contains(places_mm) & np.all((index >= 0) & (index < mask.geometry.size), axis=-1)
-    known[known] = mask.array[tuple(index[known].T[::-1])] != 0
-    return known
-
-
-def _mass_centre(volume: Volume) -> np.ndarray:
-    """Centre of mass in mm."""
-    from scipy.ndimage import center_of_mass
-
-    return volume.geometry.points_at(np.array(center_of_mass(volume.array)[::-1]))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -129,19 +127,16 @@ class OptimiserLoop(Method):
 
         Raises `ConcordError` for images or masks with too little in common, a missing or unfit network, and a diverging run.
         """
-        from pipeline.optimise.network import seen_by_network
+        from pipeline.learned.fitting import torch_threads
+        from pipeline.optimise.network import as_compared
         from pipeline.optimise.stages import run_stages
 
-        if self.similarity == "patch-cnn" and self.weights is None:
-            raise ConcordError("similarity patch-cnn needs `weights`: name a .safetensors file that `concord stage train` or the workflow made")
         masked = masked_by_threshold(pair, self.mask_threshold)
         shift = starting_shift(masked, self.initialise)
         moved = replace(masked, moving=placed_earlier(masked.moving, shift), moving_mask=placed_earlier(masked.moving_mask, shift))
         common_voxels(moved)
         with torch_threads(run.threads):
-            found = (
-                run_stages(self, *seen_by_network(self.weights, moved), run) if self.similarity == "patch-cnn" else run_stages(self, moved, None, run)
-            )
+            found = run_stages(self, *as_compared(self, moved), run)
         return compose(found, Linear(np.eye(len(shift)), shift, "translation"))
 
     def control_spacing_mm(self, fixed: Geometry) -> tuple[float, ...]:
@@ -150,21 +145,3 @@ class OptimiserLoop(Method):
             return (self.control_point_spacing_mm,) * fixed.dimension
         box = np.multiply(fixed.size, fixed.spacing_mm)
         return tuple((box / (self.control_points - 3)).tolist())
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Within it, torch works with so many threads; the process's own number is put back in the end."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def settings_of(method: OptimiserLoop) -> dict[str, Any]:
-    """The settings that differ from the defaults, for captions and records."""
-    return method.model_dump(mode="json", exclude_defaults=True)

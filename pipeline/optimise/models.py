@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
 import torch
 
-from pipeline.errors import ConcordError
 from pipeline.linear_parameters import linear_from_parameters
 from pipeline.optimise.samples import Samples
 from pipeline.transforms import BSpline, Linear, LinearKind, Transform
@@ -146,7 +146,7 @@ class SplineModel(Model):
     def points(self, parameters: np.ndarray, samples: Samples, units: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
         """Displaced points. A cubic B-spline reproduces linear maps, so the map to units is put into the coefficients and costs nothing."""
         matrix, offset = units
-        places = np.moveaxis(self.grid.grid_points(), -1, 0) + parameters.reshape(self._shape)
+        places = self._places + parameters.reshape(self._shape)
         coefficients = np.tensordot(matrix, places, axes=1) + offset.reshape(-1, *[1] * self.grid.dimension)
         return samples.spline(torch.as_tensor(coefficients, dtype=self.dtype), self.grid)
 
@@ -174,6 +174,11 @@ class SplineModel(Model):
             dense = np.moveaxis(np.tensordot(_subdivision(size), dense, axes=(1, axis)), 0, axis)
         return SplineModel(grid, self.dtype), dense.ravel()
 
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """The control points in mm, `(d, [z,] y, x)`."""
+        return np.moveaxis(self.grid.grid_points(), -1, 0)
+
     @property
     def _shape(self) -> tuple[int, ...]:
         return (self.grid.dimension, *self.grid.shape)
@@ -181,8 +186,6 @@ class SplineModel(Model):
 
 def linear_model(kind: LinearKind, fixed: Geometry) -> LinearModel:
     """A linear model about the centre of the fixed grid."""
-    if kind not in ("translation", "rigid", "similarity", "affine"):
-        raise ConcordError(f"transform {kind!r}; expected translation, rigid, similarity, affine or bspline")
     return LinearModel(kind, fixed, fixed.centre_mm)
 
 

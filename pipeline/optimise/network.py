@@ -12,6 +12,7 @@ from pipeline.methods import Pair
 
 if TYPE_CHECKING:
     from nets.patch_cnn import PatchCnn
+    from pipeline.optimise.method import OptimiserLoop
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,16 @@ class TrainedMetric:
     swap: bool
 
 
-def seen_by_network(weights: Path, pair: Pair) -> tuple[Pair, TrainedMetric]:
-    """The pair with intensities as the network was trained on, and the network.
+def as_compared(settings: OptimiserLoop, pair: Pair) -> tuple[Pair, TrainedMetric | None]:
+    """The pair as the similarity sees it, and the network where the similarity is one: then with intensities as it was trained on.
 
     Raises `ConcordError` for weights that are missing, changed or of another dimension, and for modalities that are not the network's.
     """
+    if settings.similarity != "patch-cnn":
+        return pair, None
+    weights = settings.weights
+    if weights is None:
+        raise ConcordError("similarity patch-cnn needs `weights`: name a .safetensors file that `concord stage train` or the workflow made")
     network, card = load_patch_metric(weights)
     if network.dimension != pair.fixed.dimension:
         raise ConcordError(f"{weights}: a {network.dimension}-D network for {pair.fixed.dimension}-D images; choose weights fitted to such images")

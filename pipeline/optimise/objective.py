@@ -57,15 +57,19 @@ class Objective:
     after: Linear
     moving_mask: MovingImage | None = None
     penalty: Penalty | None = None
-    _prepared: dict[int, Similarity] = field(default_factory=dict, repr=False)
+    _prepared: dict[int, tuple[Similarity, torch.Tensor | None]] = field(default_factory=dict, repr=False)
 
     def __call__(self, parameters: np.ndarray, iteration: int = 0) -> Evaluation:
         """Value and derivatives. Raises `ConcordError` where hardly a sample is left inside the moving image and its mask."""
         key, samples = self.plan.draw(iteration)
         units = self.moving.units(self.after)
         points = self.model.points(parameters, samples, units)
-        warped = self.moving.at(points).reshape(self._shape(samples)).requires_grad_()
-        value = self._similarity(key, samples)(warped, self._weights(samples, points), iteration=iteration)
+        warped = self.moving.at(points).reshape(samples.value_shape).requires_grad_()
+        similarity, own_weights = self._prepare(key, samples)
+        try:
+            value = similarity(warped, self._weights(samples, points, own_weights), iteration=iteration)
+        except ValueError as error:
+            raise ConcordError(str(error)) from error
         value.backward()
         by_point = self.moving.pull(points, warped.grad.reshape(-1))
         gradient = self.model.pull(parameters, samples, units, by_point)
@@ -74,23 +78,26 @@ class Objective:
         extra = self.penalty(parameters)
         return Evaluation(float(value.detach()) + extra.value, gradient + extra.gradient)
 
-    def _similarity(self, key: int, samples: Samples) -> Similarity:
+    def _prepare(self, key: int, samples: Samples) -> tuple[Similarity, torch.Tensor | None]:
+        """All that depends on the fixed image alone: the similarity, and where a lattice is not already cut to it, its mask."""
         if key not in self._prepared:
             if self.plan.sampling == "random" and self.plan.fresh:
                 self._prepared.clear()
-            self._prepared[key] = self.make_similarity(samples.values(self.fixed))
+            try:
+                similarity = self.make_similarity(samples.values(self.fixed))
+            except ValueError as error:  # such as an image smaller than a network's patch
+                raise ConcordError(str(error)) from error
+            weighs = self.plan.grid and self.plan.mask is not None
+            self._prepared[key] = similarity, samples.values(torch.from_numpy(self.plan.mask != 0)).reshape(-1) if weighs else None
         return self._prepared[key]
 
-    def _shape(self, samples: Samples) -> tuple[int, ...]:
-        return tuple(samples.values(self.fixed).shape)
-
-    def _weights(self, samples: Samples, points: torch.Tensor) -> torch.Tensor | None:
+    def _weights(self, samples: Samples, points: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor | None:
         """Weight of every sample, or None where all count alike."""
         weights = self.moving.inside(points)
         if self.moving_mask is not None:
             weights &= self.moving_mask.at(points) >= 0.5
-        if self.plan.grid and self.plan.mask is not None:
-            weights &= samples.values(torch.from_numpy(self.plan.mask != 0)).reshape(-1)
+        if own is not None:
+            weights &= own
         left = int(weights.sum())
         if left == len(weights):
             return None
@@ -98,4 +105,4 @@ class Objective:
             raise ConcordError(
                 f"{left} samples are left inside both images and masks, expected at least {FEWEST_SAMPLES}; enlarge the masks, take more samples or start closer"
             )
-        return weights.to(points.dtype).reshape(self._shape(samples))
+        return weights.to(points.dtype).reshape(samples.value_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ class SamplingPlan:
             self._made[key] = self._random(key) if self.sampling == "random" else self._lattice(key)
         return key, self._made[key]
 
-    @property
+    @cached_property
     def stride(self) -> tuple[int, ...]:
         """Voxels between lattice points along `(x, y[, z])`, as even in mm as whole numbers allow."""
         if self.sampling == "dense" or self.samples is None:

@@ -22,6 +22,10 @@ class Samples(Protocol):
 
     geometry: Geometry
 
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The shape of `values`."""
+
     def values(self, volume: torch.Tensor) -> torch.Tensor:
         """The volume `([z,] y, x)` at the points, in the shape that a similarity takes: `(1, 1, [z,] y, x)` or `(n,)`."""
 
@@ -54,6 +58,11 @@ class Lattice:
         """Points along each axis, `([z,] y, x)`."""
         return tuple(len(axis) for axis in reversed(self.axes))
 
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """`(1, 1, [z,] y, x)`, or `(n,)` where only some points are selected."""
+        return (1, 1, *self.shape) if self.select is None else tuple(self.select.shape)
+
     @cached_property
     def axes(self) -> tuple[np.ndarray, ...]:
         """Voxel indices along `(x, y[, z])`."""
@@ -65,8 +74,7 @@ class Lattice:
 
     def values(self, volume: torch.Tensor) -> torch.Tensor:
         """The volume at the points: `(1, 1, [z,] y, x)`, or `(n,)` where only some points are selected."""
-        window = self.window(volume)
-        return window[None, None] if self.select is None else window.reshape(-1)[self.select]
+        return self._selected(self.window(volume).reshape(-1)).reshape(self.value_shape)
 
     def affine(self, matrix: np.ndarray, offset: np.ndarray) -> torch.Tensor:
         """`matrix @ index + offset` at every point, `(n, d)`."""
@@ -135,6 +143,11 @@ class Scattered:
     index: np.ndarray
     dtype: torch.dtype = torch.float32
     _known: dict[Geometry, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """`(n,)`."""
+        return (len(self.index),)
 
     def values(self, volume: torch.Tensor) -> torch.Tensor:
         """The volume at the points, `(n,)`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ class Level:
     spacing_mm: tuple[float, ...]
     metric: TrainedMetric | None = None
 
-    @property
+    @cached_property
     def moving_range(self) -> tuple[float, float]:
         """Smallest and largest value of the moving image."""
         return float(self.moving.samples.min()), float(self.moving.samples.max())
@@ -64,7 +64,7 @@ def _normalised_mutual_information(fixed: torch.Tensor, settings: Any, level: Le
 def _local_correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
     from metrics.similarity.local_correlation import LocalCorrelation
 
-    return _Plain(LocalCorrelation(fixed, radius_vx=settings.radius_vx or 4))
+    return _Plain(LocalCorrelation(fixed, radius_vx=4 if settings.radius_vx is None else settings.radius_vx))
 
 
 def _gradient_fields(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
@@ -76,17 +76,18 @@ def _gradient_fields(fixed: torch.Tensor, settings: Any, level: Level) -> Simila
     return _Plain(NormalisedGradientFields(fixed, spacing_mm=level.spacing_mm, eta_moving=eta))
 
 
-def _mind(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
-    from metrics.similarity.mind import mind
+def descriptor_of(settings: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """MIND or MIND-SSC as the settings want it."""
+    from metrics.similarity.mind import mind, mind_ssc
 
-    return _Descriptors(fixed, partial(mind, sigma_vx=settings.sigma_vx))
-
-
-def _mind_ssc(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
-    from metrics.similarity.mind import mind_ssc
-
+    if settings.similarity == "mind":
+        return partial(mind, sigma_vx=settings.sigma_vx)
     radius = 2 if settings.radius_vx is None else settings.radius_vx
-    return _Descriptors(fixed, partial(mind_ssc, radius_vx=radius, dilation_vx=settings.dilation_vx))
+    return partial(mind_ssc, radius_vx=radius, dilation_vx=settings.dilation_vx)
+
+
+def _descriptors(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    return _Descriptors(fixed, descriptor_of(settings))
 
 
 def _patch_cnn(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
@@ -104,8 +105,8 @@ SIMILARITIES: dict[str, Kind] = {
     "nmi": Kind(False, _normalised_mutual_information),
     "lncc": Kind(True, _local_correlation),
     "ngf": Kind(True, _gradient_fields),
-    "mind": Kind(True, _mind),
-    "mind-ssc": Kind(True, _mind_ssc),
+    "mind": Kind(True, _descriptors),
+    "mind-ssc": Kind(True, _descriptors),
     "patch-cnn": Kind(True, _patch_cnn),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline.classical.pyramid import axis_factors, shrunk
+from pipeline.errors import ConcordError
 from pipeline.methods import Pair, Run
 from pipeline.optimise.bending import BendingEnergy
 from pipeline.optimise.descent import RULES, Descent
@@ -21,7 +22,7 @@ from pipeline.optimise.plans import SamplingPlan
 from pipeline.optimise.similarities import SIMILARITIES, Level
 from pipeline.resampling import resample, smooth
 from pipeline.transforms import Linear, Transform, compose
-from pipeline.volumes import Volume
+from pipeline.volumes import box_of
 
 if TYPE_CHECKING:
     from pipeline.optimise.method import OptimiserLoop
@@ -52,35 +53,39 @@ class _Images:
 
     def __init__(self, settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None) -> None:
         self.settings, self.pair, self.metric = settings, pair, metric
-        self._made: dict[int, tuple[Volume, Volume | None, Volume, Volume | None]] = {}
+        self._made: dict[int, Pair] = {}
 
-    def level(self, level: int) -> tuple[Volume, Volume | None, Volume, Volume | None]:
-        """Fixed image and mask, moving image and mask; level 0 is the coarsest."""
+    def level(self, level: int) -> Pair:
+        """Images and masks; level 0 is the coarsest."""
         if level not in self._made:
             self._made[level] = self._make(2 ** (self.settings.levels - 1 - level))
         return self._made[level]
 
-    def _make(self, factor: int) -> tuple[Volume, Volume | None, Volume, Volume | None]:
+    def _make(self, factor: int) -> Pair:
         pair = self.pair
         if factor == 1:
-            return (*self._cropped(pair.fixed, pair.fixed_mask), pair.moving, pair.moving_mask)
+            return self._cropped(pair)
         sigma = self.settings.smoothing_vx * factor
         fixed, moving = (smooth(v, sigma * min(v.geometry.spacing_mm)) for v in (pair.fixed, pair.moving))
         if not self.settings.shrink:
-            return (*self._cropped(fixed, pair.fixed_mask), moving, pair.moving_mask)
+            return self._cropped(replace(pair, fixed=fixed, moving=moving))
         grid = shrunk(fixed.geometry, axis_factors(fixed.geometry, factor))
         mask = None if pair.fixed_mask is None else resample(pair.fixed_mask, grid, interpolation="nearest")
-        return (*self._cropped(resample(fixed, grid), mask), moving, pair.moving_mask)
+        return self._cropped(replace(pair, fixed=resample(fixed, grid), moving=moving, fixed_mask=mask))
 
-    def _cropped(self, fixed: Volume, mask: Volume | None) -> tuple[Volume, Volume | None]:
-        """Fixed image and mask without the border that no neighbourhood of a masked voxel reaches: what is not looked at costs nothing."""
+    def _cropped(self, pair: Pair) -> Pair:
+        """The pair without the fixed border that no neighbourhood of a masked voxel reaches: what is not looked at costs nothing."""
+        mask = pair.fixed_mask
         if mask is None or not SIMILARITIES[self.settings.similarity].grid:
-            return fixed, mask
+            return pair
         reach = self.metric.network.patch_vx // 2 if self.metric else NEIGHBOURHOOD_VX
-        used = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(mask.dimension) if a != axis))) for axis in reversed(range(mask.dimension))]
-        lower = [max(0, int(axis[0]) - reach) for axis in used]
-        upper = [min(n, int(axis[-1]) + reach + 1) for axis, n in zip(used, fixed.geometry.size, strict=True)]
-        return fixed.cropped(lower, upper), mask.cropped(lower, upper)
+        if not mask.array.any():
+            raise ConcordError(
+                f"{mask.name}: nothing of the mask is left on a coarse grid of {mask.geometry.size} voxels; set levels to 1 or shrink to false"
+            )
+        first, behind = box_of(mask.array)
+        lower, upper = np.maximum(0, first - reach).tolist(), np.minimum(mask.geometry.size, behind + reach).tolist()
+        return replace(pair, fixed=pair.fixed.cropped(lower, upper), fixed_mask=mask.cropped(lower, upper))
 
 
 def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind: str, run: Run) -> Linear:
@@ -88,7 +93,7 @@ def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind
     parameters = model.initial()
     for level in range(settings.levels):
         parameters = _run_level(settings, images, model, parameters, after=before, stage=(kind, level), run=run)
-    return before.after(model.transform(parameters)) if not _is_identity(before) else model.transform(parameters)
+    return before.after(model.transform(parameters))
 
 
 def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
@@ -107,12 +112,10 @@ def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: 
 def _discrete_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
     """Displacements of the control points chosen from a window, then the loop on the finest level."""
     grid, finest = images.pair.fixed.geometry, settings.levels - 1
-    fixed, fixed_mask, moving, moving_mask = images.level(finest)
     model = SplineModel.over(grid, settings.control_spacing_mm(grid))
     make = unary_maker(settings, images.metric, settings.discrete.stride_vx)
     run.report(f"{settings.similarity}, discrete", 0.5)
-    at_level = Pair(fixed, moving, fixed_mask, moving_mask)
-    parameters = discrete_spline(at_level, model, after=after, make=make, how=settings.discrete, threads=run.threads)
+    parameters = discrete_spline(images.level(finest), model, after=after, make=make, how=settings.discrete, threads=run.threads)
     return model.transform(_run_level(settings, images, model, parameters, after=after, stage=("bspline", finest), run=run))
 
 
@@ -121,11 +124,10 @@ def _run_level(
 ) -> np.ndarray:
     """One resolution of one stage."""
     name, level = stage
-    fixed, fixed_mask, moving, moving_mask = images.level(level)
-    at_level = Pair(fixed, moving, fixed_mask, moving_mask)
+    at_level = images.level(level)
     objective = level_objective(settings, at_level, images.metric, model, after=after, run=run)
     iterations = settings.iteration_counts[level]
-    step_mm = settings.step_mm or STEP_VX * min(fixed.geometry.spacing_mm)
+    step_mm = settings.step_mm or STEP_VX * min(at_level.fixed.geometry.spacing_mm)
     descent = _descent(settings, model, step_mm, iterations)
     done = (settings.stages.index(name) * settings.levels + level) / (len(settings.stages) * settings.levels)
 
@@ -170,7 +172,3 @@ def level_objective(
 def _descent(settings: OptimiserLoop, model: Model, step_mm: float, iterations: int) -> Descent:
     extra = {"relaxation": settings.relaxation, "minimum_step_mm": settings.minimum_step_mm} if settings.optimiser == "regular-step" else {}
     return RULES[settings.optimiser](model, step_mm, iterations, settings.learning_rate, **extra)
-
-
-def _is_identity(linear: Linear) -> bool:
-    return np.array_equal(linear.matrix, np.eye(linear.dimension)) and not linear.offset_mm.any()
