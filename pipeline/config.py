@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import ConcordError, choices
-from pipeline.methods import METHODS, create_method, explain
+from pipeline.errors import ConcordError, choices, explain
+from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
 from pipeline.table_settings import TableSettings, TestName
@@ -152,7 +152,7 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(at_scale(dict(content), scale))
     except ValidationError as error:
-        raise ConcordError(explain_config(error)) from error
+        raise ConcordError(explain(error, "config.yaml", Config)) from error
     _check_references(config)
     return config
 
@@ -168,23 +168,6 @@ def at_scale(value: Any, scale: str, key: str = "") -> Any:
     if isinstance(value, list):
         return [at_scale(inner, scale, key) for inner in value]
     return value
-
-
-def explain_config(error: ValidationError) -> str:
-    """One line for the first complaint, with the valid keys where a key is unknown."""
-    return explain(error, "config.yaml", _valid_keys(error.errors()[0]["loc"][:-1]))
-
-
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand at a place of config.yaml, read from the schema."""
-    schema = Config.model_json_schema()
-    node: dict[str, Any] = schema
-    for part in location:
-        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
-        for option in [node, *node.get("anyOf", [])]:
-            if "$ref" in option:
-                node = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
-    return list(node.get("properties", {}))
 
 
 def _check_references(config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import ConcordError, choices
+from pipeline.errors import ConcordError, choices, explain
 from pipeline.transforms import Linear, Transform, compose
 from pipeline.volumes import Geometry, Volume
 
@@ -95,24 +95,13 @@ def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Metho
     try:
         return chosen(**{**METHODS[use][1], **settings})
     except ValidationError as error:
-        raise ConcordError(explain(error, f"methods.{name}", list(chosen.model_fields))) from error
+        raise ConcordError(explain(error, f"methods.{name}", chosen)) from error
 
 
 def method_class(name: str) -> type[Method]:
     """The class behind a name of the table, imported when it is asked for."""
     module, _, class_name = METHODS[name][0].partition(":")
     return getattr(import_module(module), class_name)
-
-
-def explain(error: ValidationError, where: str, keys: list[str] | None = None) -> str:
-    """One line from pydantic's first complaint: key, value, what is expected."""
-    first = error.errors()[0]
-    key = ".".join([where, *(str(part) for part in first["loc"])])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{choices(first['loc'][-1], keys or [])}"
-    if first["type"] == "missing":
-        return f"{key}: missing; this key is required"
-    return f"{key}: {first['input']!r} is not valid; {first['msg'][0].lower() + first['msg'][1:]}"
 
 
 def run_method(method: Method, pair: Pair, run: Run, start: Transform | None = None) -> Transform:

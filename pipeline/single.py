@@ -21,7 +21,8 @@ def register_pair(
 ) -> str:
     """Register and write transform, warped volume, picture and provenance to `output`; returns a line for the user.
 
-    A method that iterates adds its trace. Options: fixed_mask, moving_mask, start (paths), modalities (two names), threads, seed. Everything is checked before the work starts.
+    A method that iterates adds its trace. Options: fixed_mask, moving_mask, start (paths), modalities (two names), threads, seed.
+    Everything is checked before the work starts.
     """
     from pipeline.methods import Pair, Run, create_method, run_method
     from pipeline.provenance import environment, file_sha256, measured

@@ -68,6 +68,11 @@ def weights_of(wildcards):
     return [f"{OUT}/weights/{fit}.safetensors"] if fit else []
 
 
+def weights_option(wildcards, input):
+    """The weights as an option of a command line, for methods that take them."""
+    return f"--weights {input.weights}" if input.weights else ""
+
+
 def manifests(wildcards):
     """The tables of results of all batches of a method."""
     batches = range(study_of(wildcards).batches)

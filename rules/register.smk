@@ -18,7 +18,7 @@ rule register:
         settings=lambda wildcards: as_json(settings.method(wildcards.method)),
         batches=lambda wildcards: study_of(wildcards).batches,
         seed=settings.seed,
-        weights=lambda wildcards, input: f"--weights {input.weights}" if input.weights else "",
+        weights=weights_option,
     shell:
         "python -m pipeline stage register --settings {params.settings:q} --cases {input.cases:q} --batch {wildcards.batch}"
         " --batches {params.batches} --seed {params.seed} --threads {threads} {params.weights} --manifest {output:q} >{log:q} 2>&1"

@@ -66,7 +66,7 @@ rule landscape:
     params:
         settings=lambda wildcards: as_json(settings.method(wildcards.method)),
         probe=lambda wildcards: as_json(landscape_of(wildcards).probe),
-        weights=lambda wildcards, input: f"--weights {input.weights}" if input.weights else "",
+        weights=weights_option,
         seed=settings.seed,
     shell:
         "python -m pipeline stage landscape --method {wildcards.method} --settings {params.settings:q} --probe {params.probe:q}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from pipeline.classical.pyramid import SMALLEST_AXIS, LinearStage, check_lengths, linear_start, load_linear
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import warp
+from pipeline.threads import torch_threads
 from pipeline.transforms import Field, Transform, compose
 from pipeline.volumes import Geometry
 
@@ -101,19 +101,6 @@ class SymGN(Method):
             system = DiffusionSystem(*normal_equations(derivative, difference, self.tensor_sigma_vx), field, self.alpha)
             field += system.relaxed(self.sweeps, self.relaxation)
         return symmetrised(fields)
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Within it, torch computes with `threads` threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def field_of(displacement_vx: Tensor, geometry: Geometry) -> Field:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.cases import Case
-from pipeline.errors import ConcordError
-from pipeline.methods import Run, explain
+from pipeline.errors import ConcordError, explain
+from pipeline.methods import Run
 
 DATASETS: dict[str, str] = {
     "table": "pipeline.datasets.table:Table",
@@ -64,7 +64,7 @@ def create_dataset(name: str, settings: Mapping[str, Any] | None = None, *, wher
     try:
         return chosen(**dict(settings or {}))
     except ValidationError as error:
-        raise ConcordError(explain(error, where or f"datasets.{name}", list(chosen.model_fields))) from error
+        raise ConcordError(explain(error, where or f"datasets.{name}", chosen)) from error
     except ConcordError as error:
         told = str(error)
         separator = "." if told.partition(":")[0] in chosen.model_fields else ": "

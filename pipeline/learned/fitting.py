@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import ConcordError
+from pipeline.threads import torch_threads
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,17 +30,6 @@ def choose_device(name: str) -> torch.device:
 def described(device: torch.device) -> str:
     """The device in words, for the log and the card."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Within the block torch uses `threads` threads; the process's own number is put back in the end."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import ConcordError, choices
-from pipeline.methods import Run, explain
+from pipeline.errors import ConcordError, choices, explain
+from pipeline.methods import Run
 
 LEARNERS: dict[str, tuple[str, str]] = {
     "patch-metric": ("pipeline.learned.patch_metric:PatchMetricFit", "pipeline.learned.patch_metric:fit_to_cases"),
@@ -26,7 +26,7 @@ def learner_settings(name: str, settings: Mapping[str, Any], *, where: str) -> B
     try:
         return chosen(**dict(settings))
     except ValidationError as error:
-        raise ConcordError(explain(error, where, list(chosen.model_fields))) from error
+        raise ConcordError(explain(error, where, chosen)) from error
 
 
 def fit(name: str, settings: Mapping[str, Any], cases: Path, *, run: Run, out: Path) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def landscape(
     the network and its mirror image in turn: its values are means over the first `probe.iterations`, what a descent follows on average.
     Raises `ConcordError` for weights that are missing or unfit, and where images hardly overlap any more within the reach.
     """
-    from pipeline.learned.fitting import torch_threads
     from pipeline.optimise.models import SplineModel, linear_model
     from pipeline.optimise.network import as_compared
     from pipeline.optimise.stages import level_objective
+    from pipeline.threads import torch_threads
 
     probe = probe or Probe()
     pair, after = _aligned(masked_by_threshold(pair, settings.mask_threshold), true, probe.off_grid)

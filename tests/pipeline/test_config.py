@@ -67,6 +67,8 @@ def changed(path: str, value) -> dict:
         ("methods/mi", {"bin": 3}, "methods.mi.bin: unknown key; did you mean 'bins'"),
         ("methods/mi", {"bins": "many"}, "methods.mi.bins: 'many' is not valid"),
         ("methods/vit", {}, "no method 'vit'"),
+        ("methods/cnn-discrete/discrete", {"step": 1}, "methods.cnn-discrete.discrete.step: unknown key; did you mean 'step_vx'"),
+        ("fits/metric-all/sampler", {"bach": 1}, "sampler.bach: unknown key; did you mean 'batch'"),
         ("datasets/brain-neonate", {"reader": "brain-fantom"}, "did you mean 'brain-phantom'"),
         ("datasets/brain-neonate", {"population": "adult"}, "reader: missing"),
         ("datasets/brain-neonate", {"reader": "brain-phantom", "subject": 3}, "subject: unknown key; did you mean 'subjects'"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from similarity_examples import holes, samples, value_and_gradient
 
 from metrics.similarity.intensity import Correlation, MeanSquares, correlation, mean_squares
 
@@ -11,22 +12,6 @@ PLAIN = {MeanSquares: mean_squares, Correlation: correlation}
 SHAPES = {"samples": (30,), "2-D": (2, 1, 5, 6), "3-D": (2, 1, 3, 4, 5)}
 each_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-
-
-def samples(shape, seed=0, dtype=torch.float64):
-    return torch.from_numpy(np.random.default_rng(seed).uniform(size=shape)).to(dtype)
-
-
-def holes(shape, seed=9):
-    """Weights of many sizes, a third of them 0."""
-    weight = samples(shape, seed)
-    return weight.where(weight > 1 / 3, 0)
-
-
-def value_and_gradient(metric, warped, mask=None):
-    warped = warped.clone().requires_grad_()
-    value = metric(warped, mask)
-    return value.detach(), torch.autograd.grad(value, warped)[0]
 
 
 # ---- by hand

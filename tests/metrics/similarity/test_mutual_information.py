@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from similarity_examples import holes, samples, value_and_gradient
 
 from metrics.similarity.mutual_information import (
     MattesMutualInformation,
@@ -21,27 +22,11 @@ each_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
-def samples(shape, seed=0, dtype=torch.float64):
-    return torch.from_numpy(np.random.default_rng(seed).uniform(size=shape)).to(dtype)
-
-
 def related(count, dtype=torch.float64, noise=0.05):
     """Two modalities of one thing: no function maps the second to the first."""
     fixed = samples((count,))
     warped = 0.5 + 0.4 * torch.cos(7 * fixed) + noise * (samples((count,), 1) - 0.5)
     return fixed.to(dtype), warped.to(dtype)
-
-
-def holes(shape, seed=9):
-    """Weights of many sizes, a third of them 0."""
-    weight = samples(shape, seed)
-    return weight.where(weight > 1 / 3, 0)
-
-
-def value_and_gradient(metric, warped, mask=None):
-    warped = warped.clone().requires_grad_()
-    value = metric(warped, mask)
-    return value.detach(), torch.autograd.grad(value, warped)[0]
 
 
 # ---- a second implementation: a weight for each sample and bin

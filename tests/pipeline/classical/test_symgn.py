@@ -23,7 +23,6 @@ from pipeline.classical.symgn import (
     normal_equations,
     sampled,
     symmetrised,
-    torch_threads,
 )
 from pipeline.errors import ConcordError
 from pipeline.methods import METHODS, Pair, Run, create_method, run_method
@@ -304,14 +303,6 @@ def test_levels_carry_places_and_vectors_over():
 def test_the_laplacian_of_a_parabola_by_hand():
     field = (torch.arange(5.0) ** 2).expand(1, 3, 5)
     torch.testing.assert_close(laplacian(field)[0, 1], torch.tensor([1.0, 2.0, 2.0, 2.0, -7.0]))
-
-
-def test_the_thread_count_is_put_back_even_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before
 
 
 # ---- on real volumes

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from nets.patch_cnn import PatchCnn
 from pipeline.errors import ConcordError
 from pipeline.learned.weights import save_weights
-from pipeline.methods import Pair, Run
+from pipeline.methods import Pair, Run, run_method
 from pipeline.optimise.landscape import (
     COLUMNS,
     Probe,
@@ -365,3 +365,11 @@ def test_an_even_number_of_points_would_miss_the_truth():
         Probe(points=10)
     assert Probe().perturbations_mm[30] == 0
     assert Probe().perturbations_mm[[0, -1]] == pytest.approx([-15, 15])
+
+
+def test_a_coarse_level_smaller_than_the_patch_is_told_in_one_line(tmp_path):
+    settings = OptimiserLoop(similarity="patch-cnn", weights=written(PatchCnn("tiny", 2), tmp_path), levels=3, stages=("translation",))
+    pair = Pair(blob(2), blob(2, turned=True), fixed_modality="t1", moving_modality="t2")
+    assert min(pair.fixed.geometry.size) // 4 < PatchCnn("tiny", 2).patch_vx <= min(pair.fixed.geometry.size)
+    with pytest.raises(ConcordError, match=r"^image of .* voxels; expected at least the patch, .* use a finer grid$"):
+        run_method(settings, pair, Run())

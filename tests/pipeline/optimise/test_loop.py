@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline.errors import ConcordError
@@ -15,7 +16,10 @@ from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.optimise.descent import Adam, GradientDescent, RegularStep
 from pipeline.optimise.loop import StopRule, minimise
 from pipeline.optimise.models import linear_model
+from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.objective import Evaluation
+from pipeline.optimise.similarities import SIMILARITIES, Level
+from pipeline.optimise.stages import _Images
 from pipeline.resampling import warp
 from pipeline.transforms import Composite, Linear
 from pipeline.volumes import Geometry, Volume
@@ -81,6 +85,10 @@ def head(seed: int = 0) -> Volume:
     tissue[(np.abs(x - 0.25) < 0.12) & (np.abs(y + 0.2) < 0.2) & (radius < 1)] = 1.0
     texture = gaussian_filter(rng.normal(size=GRID.shape), 1.5) * (radius < 1) * 0.3
     return Volume(gaussian_filter(tissue + texture, 0.7).astype(np.float32), GRID, "head")
+
+
+def head_tensor(seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(head(seed).array)[None, None]
 
 
 def inverted(volume: Volume) -> Volume:
@@ -167,3 +175,43 @@ def test_a_network_similarity_without_weights_says_what_is_missing():
         run_method(create_method("loop", {"similarity": "patch-cnn"}), Pair(head(), head()), Run())
     with pytest.raises(ConcordError, match="is not there"):
         _ = create_method("loop", {"similarity": "patch-cnn", "weights": "nowhere.safetensors"}).files
+
+
+@pytest.mark.parametrize(("count", "expected"), [(200_000, 75), (20_000, 35), (64_000, 52), (100, 8)])
+def test_few_samples_get_few_bins_unless_a_number_is_set(count, expected, monkeypatch):
+    made = []
+    monkeypatch.setattr("metrics.similarity.mutual_information.MattesMutualInformation", lambda fixed, bins, **_: made.append(bins))
+    level = Level(MovingImage.of(head()), (1.0, 1.0, 1.0))
+    for settings in ({}, {"bins": 75}):
+        SIMILARITIES["mi"].make(torch.zeros(count), create_method("loop", settings), level)
+    assert made == [expected, 75]
+
+
+def test_a_setting_that_a_similarity_cannot_take_is_one_line():
+    method = create_method("loop", {"similarity": "lncc", "radius_vx": 0, "stages": ["translation"]})
+    with pytest.raises(ConcordError, match="expected a radius of 1 voxel or more"):
+        run_method(method, Pair(head(), head(1)), Run())
+
+
+def test_the_radius_of_local_correlation_is_the_one_that_is_set():
+    level = Level(MovingImage.of(head()), (1.0, 1.0, 1.0))
+    made = [
+        SIMILARITIES["lncc"].make(head_tensor(), create_method("loop", {"similarity": "lncc", **s}), level)
+        for s in ({}, {"radius_vx": 4}, {"radius_vx": 2}, {"radius_vx": 1})
+    ]
+    values = [float(m(head_tensor(1))) for m in made]
+    assert values[0] == values[1]
+    assert len(set(values)) == 3
+
+
+def test_cropping_to_the_mask_moves_no_voxel_and_keeps_the_reach_of_neighbourhoods():
+    fixed, mask = head(), np.zeros(GRID.shape, np.uint8)
+    mask[10:14, 12:15, 12:18] = 1
+    pair = Pair(fixed, head(1), fixed.with_array(mask))
+    cropped = _Images(create_method("loop", {"similarity": "mind", "levels": 1}), pair, None).level(0)
+    assert cropped.fixed.geometry.size == (6 + 16, 3 + 16, 4 + 16)
+    where = cropped.fixed_mask.geometry.points_at(np.argwhere(cropped.fixed_mask.array)[:, ::-1].astype(float))
+    np.testing.assert_allclose(where, GRID.points_at(np.argwhere(mask)[:, ::-1].astype(float)))
+    index = np.rint(GRID.index_at(where)).astype(int)
+    np.testing.assert_array_equal(cropped.fixed.array[cropped.fixed_mask.array != 0], fixed.array[tuple(index[:, ::-1].T)])
+    assert _Images(create_method("loop", {"similarity": "mi", "levels": 1}), pair, None).level(0).fixed is fixed
