@@ -95,13 +95,28 @@ class Config(_Settings):
     )
     seed: int = Field(0, ge=0, description="seed of everything that is random")
     threads: int = Field(1, ge=1, description="threads of one registration job; the same seed and threads give the same bits")
-    datasets: dict[str, dict[str, Any]] = Field(description="name: {reader: …, and its settings}")
+    datasets: dict[str, dict[str, Any]] = Field(
+        description="name: {reader: …, and its settings}; `of: NAME` instead of a root takes the label maps of another dataset"
+    )
     methods: dict[str, dict[str, Any]] = Field(
         description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently, "
         "`fit: NAME` the fit whose weights it takes"
     )
     fits: dict[str, FitSettings] = Field(default_factory=dict, description="name: a network fitted to the training cases of a dataset")
     studies: dict[str, StudySettings] = Field(description="name: study")
+
+    @property
+    def folder(self) -> str:
+        """Where everything of this scale goes."""
+        return f"results/{self.scale}"
+
+    def cases_of(self, dataset: str) -> str:
+        """The table of cases of a dataset."""
+        return f"{self.folder}/datasets/{dataset}/cases.csv"
+
+    def source_of(self, dataset: str) -> str | None:
+        """The dataset from whose cases another one is made."""
+        return self.datasets[dataset].get("of")
 
     def method(self, name: str) -> dict[str, Any]:
         """All settings of a method, defaults included, as plain JSON values; `use` says which method it is."""
@@ -124,7 +139,9 @@ class Config(_Settings):
         from pipeline.datasets.registry import create_dataset
 
         given = dict(self.datasets[name])
-        reader = given.pop("reader")
+        reader, source = given.pop("reader"), given.pop("of", None)
+        if source is not None:
+            given["root"] = self.cases_of(source)
         return {"reader": reader, **create_dataset(reader, given, where=f"config.yaml.datasets.{name}").model_dump(mode="json")}
 
 
@@ -207,8 +224,14 @@ def _check_paths(config: Config, dataset: str) -> None:
     """A dataset in use has a reader, valid settings, and its data."""
     if "reader" not in config.datasets[dataset]:
         raise ConcordError(f"config.yaml.datasets.{dataset}.reader: missing; this key is required")
+    source = config.source_of(dataset)
+    if source is not None:
+        _known(f"datasets.{dataset}.of", (source,), config.datasets)
+        if source == dataset or config.source_of(source) is not None:
+            raise ConcordError(f"config.yaml.datasets.{dataset}.of: {source!r} is made of another dataset itself; name one that is not")
+        _check_paths(config, source)
     for key, value in config.dataset(dataset).items():
-        if key in ("root", "file") and not Path(value).expanduser().exists():
+        if key in ("root", "file") and source is None and not Path(value).expanduser().exists():
             raise ConcordError(f"config.yaml.datasets.{dataset}.{key}: {value!r} is not there; expected the data's own path")
 
 

@@ -43,6 +43,8 @@ class Pair:
     moving_mask: Volume | None = None
     fixed_modality: str = ""
     moving_modality: str = ""
+    fixed_labels: Volume | None = None
+    """For methods that say `uses_labels`, and nobody else."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     takes_masks: ClassVar[bool] = True
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the fixed label map is an input: a method that is told where the organ is, not a measure of how well it was found."""
+        return False
 
     @property
     def files(self) -> dict[str, Path]:

@@ -59,7 +59,8 @@ def read_manifests(paths: Iterable[Path]) -> pd.DataFrame:
 
 def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run: Run, folder: Path) -> dict[str, Any]:
     record_file, transform_file = folder / f"{case.case}.json", folder / f"{case.case}.h5"
-    inputs = {name: file_sha256(path) for name, path in case.paths.items() if name in INPUTS and path.exists()}
+    used = (*INPUTS, "fixed_labels") if method.uses_labels else INPUTS
+    inputs = {name: file_sha256(path) for name, path in case.paths.items() if name in used and path.exists()}
     inputs |= {name: file_sha256(path) for name, path in method.files.items()}
     key = fingerprint({"settings": dict(settings), "seed": run.seed, "threads": run.threads, "inputs": inputs})
     before = _read_record(record_file, key)
@@ -76,7 +77,7 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
     write_json(record_file, record)
     try:
         method.load()
-        pair, start = load_pair(case), _start_of(case)
+        pair, start = load_pair(case, labels=method.uses_labels), _start_of(case)
         traced = replace(run, trace=[])
         with measured() as cost:
             transform = run_method(method, pair, traced, start)
@@ -94,11 +95,12 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
     return _finish(case, {**record, **asdict(cost)}, record_file, status="done", reason="")
 
 
-def load_pair(case: Case) -> Pair:
-    """The volumes and masks of a case."""
+def load_pair(case: Case, *, labels: bool = False) -> Pair:
+    """The volumes and masks of a case, and the fixed label map where the method uses it."""
     masks = {name: _read_if(getattr(case, name)) for name in ("fixed_mask", "moving_mask")}
     modalities = {"fixed_modality": case.fixed_modality, "moving_modality": case.moving_modality}
-    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks, **modalities)
+    known = _read_if(case.fixed_labels) if labels else None
+    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks, **modalities, fixed_labels=known)
 
 
 def _start_of(case: Case) -> Any:

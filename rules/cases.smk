@@ -1,4 +1,6 @@
 rule cases:
+    input:
+        source_files,
     output:
         cases=f"{OUT}/datasets/{{dataset}}/cases.csv",
         excluded=f"{OUT}/datasets/{{dataset}}/excluded.csv",

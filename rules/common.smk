@@ -2,7 +2,7 @@
 
 import json
 
-OUT = f"results/{settings.scale}"
+OUT = settings.folder
 STUDY = f"{OUT}/{{study}}"
 
 
@@ -55,6 +55,12 @@ def dataset_files(wildcards):
     """The table of cases of the study's dataset, and the volumes made with it."""
     folder = f"{OUT}/datasets/{study_of(wildcards).dataset}"
     return {"cases": f"{folder}/cases.csv", "volumes": f"{folder}/volumes"}
+
+
+def source_files(wildcards):
+    """The cases and volumes of the dataset from which another one is made."""
+    source = settings.source_of(wildcards.dataset)
+    return [settings.cases_of(source), f"{OUT}/datasets/{source}/volumes"] if source else []
 
 
 def landscape_of(wildcards):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline.cases import Case
+from pipeline.cases import Case, read_cases
 from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
 from pipeline.datasets.layout import FolderDataset, chosen_subjects, find_files
 from pipeline.datasets.pairing import SPLITS, identifier
@@ -35,6 +35,8 @@ class LabelMaps(FolderDataset):
     """Aligned pairs of synthetic images, made from label maps."""
 
     layout: ClassVar[str] = "label maps such as head_01.nii.gz or heart.mha in it (whole numbers, 0 outside), or what `pattern` says"
+
+    root: Path = Field(description="folder of label maps, or a table of cases (.csv) whose fixed label maps are taken")
 
     pattern: str = Field(
         "{subject}", description="names of the label maps below root, {subject} for the map's name and globs (*, **/); any image suffix may follow"
@@ -73,6 +75,8 @@ class LabelMaps(FolderDataset):
 
     def _files(self) -> tuple[dict[str, Path], list[LeftOut]]:
         """The chosen maps by name, and names that several files share. Raises `ConcordError` where there is nothing at all."""
+        if self.root.suffix == ".csv":
+            return self._maps_of_cases(), []
         root = self.found_root()
         if "{subject}" not in self.pattern:
             raise ConcordError(f"pattern: {self.pattern!r} names no map; expected {{subject}} in it, such as **/{{subject}}_dseg.nii.gz")
@@ -89,6 +93,14 @@ class LabelMaps(FolderDataset):
             if len(paths) > 1
         ]
         return {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}, several
+
+    def _maps_of_cases(self) -> dict[str, Path]:
+        """The fixed label map of every subject of a table of cases. Raises `ConcordError` where no case has any."""
+        maps = {identifier(case.subject): case.fixed_labels for case in read_cases(self.root.expanduser()) if case.fixed_labels is not None}
+        if not maps:
+            raise ConcordError(f"root {self.root}: no case has fixed_labels; expected a table of cases with label maps: choose another one")
+        wanted = chosen_subjects(maps, self.subjects if isinstance(self.subjects, tuple) else None)
+        return {name: maps[name] for name in wanted}
 
     def _splits(self, names: Sequence[str], seed: int) -> dict[str, str]:
         """The split of every map, drawn from the seed. Raises `ConcordError` where there are too few maps."""

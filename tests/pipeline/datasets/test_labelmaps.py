@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cases import write_cases
+from pipeline.cases import Case, write_cases
 from pipeline.datasets.labelmaps import _content_sha256
 from pipeline.datasets.registry import create_dataset
 from pipeline.errors import ConcordError
@@ -52,6 +52,23 @@ def found_in(root: Path, *, seed: int = 1, **settings):
 
 def stamps(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_the_label_maps_of_a_table_of_cases_do_as_well_as_a_folder(root):
+    by_folder, _ = found_in(root, per_map=1)
+    rows = [
+        Case(case=f"{n}-{side}", fixed="f.mha", moving="m.mha", subject=f"head_{n:02d}", fixed_labels=root / f"head_{n:02d}.mha")
+        for n in range(1, 5)
+        for side in "ab"
+    ]
+    write_cases(rows, root / "cases.csv")
+    by_cases, _ = found_in(root / "cases.csv", per_map=1)
+    assert [case.case for case in by_cases] == [case.case for case in by_folder]
+    for one, other in zip(by_folder, by_cases, strict=True):
+        np.testing.assert_array_equal(read_volume(one.fixed).array, read_volume(other.fixed).array)
+    write_cases([row.model_copy(update={"fixed_labels": None}) for row in rows], root / "cases.csv")
+    with pytest.raises(ConcordError, match="no case has fixed_labels"):
+        found_in(root / "cases.csv")
 
 
 class TestCases:
