@@ -30,7 +30,8 @@ from pipeline.transforms import Transform, inverse_points
 from pipeline.volumes import Volume, read_volume
 
 SPACING_MM = 2.0
-LOOP = {"control_points": 16, "iterations": 100, "mask_threshold": 0.1}
+THREADS = 1
+LOOP = {"control_points": 16, "iterations": 100, "samples": 50_000, "mask_threshold": 0.1}
 ROWS = {
     "MI+M, elastix": ("mi-masked", {"control_points": 16, "iterations": 150, "mask_threshold": 0.1}),
     "MI+M, our loop": ("loop", LOOP),
@@ -95,7 +96,7 @@ def registered(row: str, pair: Pair, weights: Path) -> tuple[Transform, float]:
     method = create_method(name, {**settings, **({"weights": weights} if settings.get("similarity") == "patch-cnn" else {})})
     method.load()
     start = time.perf_counter()
-    return run_method(method, pair, Run(threads=2, seed=1)), time.perf_counter() - start
+    return run_method(method, pair, Run(threads=THREADS, seed=1)), time.perf_counter() - start
 
 
 def template_rows(data: Path, weights: Path, truths: int) -> list[dict[str, object]]:

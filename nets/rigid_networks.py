@@ -12,8 +12,26 @@ Grid = tuple[int, int, int]
 PARAMETERS = ("tx_mm", "ty_mm", "tz_mm", "ax_deg", "ay_deg", "az_deg")
 """What the outputs are, in order: translations, then the angles of `R = Rz(az) Ry(ay) Rx(ax)`."""
 
+NETWORKS = ("attention-reg", "feature-reg", "msreg", "dvnet")
+
 PUBLISHED_GRID: Grid = (32, 96, 96)
 """Voxels along (z, y, x) of the papers' input."""
+
+
+def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
+    """The network called `name`, one of `NETWORKS`, for a grid (z, y, x), with fresh weights from torch's generator.
+
+    Raises `ValueError` for another name and a grid that is too small for the network.
+    """
+    from nets.attention_reg import AttentionReg
+    from nets.dvnet import DvNet
+    from nets.msreg import MsReg
+
+    if name not in NETWORKS:
+        raise ValueError(f"no network {name!r}; valid: {', '.join(NETWORKS)}")
+    if name in ("attention-reg", "feature-reg"):
+        return AttentionReg(grid, attention=name == "attention-reg")
+    return (MsReg if name == "msreg" else DvNet)(grid)
 
 
 def checked_grid(grid: Grid, least: Grid, network: str) -> Grid:

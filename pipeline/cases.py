@@ -41,6 +41,9 @@ class Case(BaseModel):
     moving_mask: Path | None = Field(None, description="mask on the moving grid")
     fixed_landmarks: Path | None = Field(None, description="CSV with columns x,y[,z]: physical points in mm, LPS")
     moving_landmarks: Path | None = Field(None, description="the corresponding points of the moving volume, same order")
+    fixed_surface: Path | None = Field(
+        None, description="surface mesh (.stl, mm, LPS) of the structure of the fixed volume whose points the surface registration error follows"
+    )
     true_transform: Path | None = Field(None, description="the true transform from fixed to moving points (ITK .h5 or .tfm)")
     start_transform: Path | None = Field(None, description="rigid transform to start from (ITK .h5 or .tfm)")
 

@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "demons": ("pipeline.classical.demons:Demons", {}),
     "syn": ("pipeline.classical.syn:SyN", {}),
     "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
+    "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""

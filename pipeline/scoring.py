@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.prepare import Exclusion
 from pipeline.volumes import Volume, read_volume
+
+if TYPE_CHECKING:
+    from pipeline.surfaces import Residual
 
 log = logging.getLogger(__name__)
 COLUMNS = ("study", "method", "fold", "subject", "case", "start", "structure", "metric", "value", "unit")
@@ -90,6 +93,19 @@ class Scored:
         return labels
 
     @cached_property
+    def surface_residual(self) -> Residual:
+        """What is left between the found and the true places of the surface's corners."""
+        from pipeline.surfaces import read_stl, residual_of
+        from pipeline.transform_files import read_transform
+
+        if self.case.fixed_surface is None or self.case.true_transform is None:
+            raise ConcordError(f"case {self.case.case}: no fixed_surface or no true_transform; the surface registration error needs both")
+        if self.transform.dimension != 3:
+            raise ConcordError(f"case {self.case.case}: a surface in a 2-D case; its registration error needs whole volumes")
+        corners = read_stl(self.case.fixed_surface).reshape(-1, 3)
+        return residual_of(read_transform(self.case.true_transform).points(corners), self.transform.points(corners))
+
+    @cached_property
     def spacing_zyx(self) -> tuple[float, ...]:
         """Voxel size in array order."""
         return self.fixed.geometry.spacing_mm[::-1]
@@ -123,6 +139,13 @@ def _surfaces(scored: Scored) -> dict[int, object]:
     if not hasattr(scored, "surfaces"):
         scored.surfaces = surface.surface_distances(scored.fixed_labels.array, scored.warped_labels, spacing_mm=scored.spacing_zyx)
     return scored.surfaces
+
+
+def _residual(name: str) -> Callable[[Scored], float]:
+    def compute(scored: Scored) -> float:
+        return getattr(scored.surface_residual, name)
+
+    return compute
 
 
 def _folding(name: str) -> Callable[[Scored], float]:
@@ -179,6 +202,7 @@ def read_points(path: Path, dimension: int) -> np.ndarray:
 
 
 LABELS = ("fixed_labels", "moving_labels")
+SURFACE = ("fixed_surface", "true_transform")
 MEASURES: dict[str, Measure] = {
     "dice": Measure("", "higher", _overlap("dice"), LABELS),
     "jaccard": Measure("", "higher", _overlap("jaccard"), LABELS),
@@ -187,6 +211,9 @@ MEASURES: dict[str, Measure] = {
     "hd95_learn2reg_vx": Measure("voxel", "lower", _surface_learn2reg, LABELS),
     "displacement_error_mm": Measure("mm", "lower", _displacement_error, ("true_transform",)),
     "tre_mm": Measure("mm", "lower", _landmark_error, ("fixed_landmarks", "moving_landmarks")),
+    "sre_mm": Measure("mm", "lower", _residual("sre_mm"), SURFACE),
+    "translation_error_mm": Measure("mm", "lower", _residual("translation_mm"), SURFACE),
+    "rotation_error_deg": Measure("degree", "lower", _residual("rotation_deg"), SURFACE),
     "folding": Measure("", "lower", _folding("folding_fraction")),
     "folding_any_scheme": Measure("", "lower", _folding("folding_fraction_any_scheme")),
     "sdlogj": Measure("", "lower", _folding("sdlogj")),

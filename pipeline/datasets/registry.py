@@ -24,6 +24,11 @@ DATASETS: dict[str, str] = {
     "brats": "pipeline.datasets.brats:Brats",
     "ixi": "pipeline.datasets.ixi:Ixi",
     "labelmaps": "pipeline.datasets.labelmaps:LabelMaps",
+    "mr-trus-phantom": "pipeline.datasets.mr_trus_phantom:MrTrusPhantoms",
+    "uronav": "pipeline.datasets.uronav:UroNav",
+    "muregpro": "pipeline.datasets.muregpro:MuRegPro",
+    "ucla-prostate": "pipeline.datasets.ucla_prostate:UclaProstate",
+    "mr-us-pairs": "pipeline.datasets.mr_us_pairs:MrUsPairs",
 }
 """Name of the reader: where its class stands."""
 

@@ -14,6 +14,7 @@ from pipeline.methods import Run
 
 LEARNERS: dict[str, tuple[str, str]] = {
     "patch-metric": ("pipeline.learned.patch_metric:PatchMetricFit", "pipeline.learned.patch_metric:fit_to_cases"),
+    "rigid-network": ("pipeline.learned.rigid:RigidFit", "pipeline.learned.rigid:fit_to_cases"),
 }
 """Name: where its settings stand, and the function that fits it to a table of cases."""
 

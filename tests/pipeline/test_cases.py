@@ -48,3 +48,12 @@ def test_a_bad_table_is_refused_with_the_place(content, named, tmp_path):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(ConcordError, match="no such file"):
         read_cases(tmp_path / "cases.csv")
+
+
+def test_a_surface_is_a_file_like_others_and_columns_keep_their_order(tmp_path):
+    case = example(fixed_surface=tmp_path / "gland.stl", true_transform=tmp_path / "true.tfm")
+    write_cases([case], tmp_path / "cases.csv")
+    columns = (tmp_path / "cases.csv").read_text().splitlines()[0].split(",")
+    assert columns[-5:] == ["fixed_landmarks", "moving_landmarks", "fixed_surface", "true_transform", "start_transform"]
+    (found,) = read_cases(tmp_path / "cases.csv")
+    assert found.paths["fixed_surface"] == tmp_path / "gland.stl"

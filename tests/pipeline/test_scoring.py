@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from examples import blob_volume
+from examples import blob_volume, rotation
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
+from pipeline.rigid_motion import motion_matrix
 from pipeline.scoring import COLUMNS, MEASURES, Scored, measure_rows, read_points, read_scores, score_cases
+from pipeline.surfaces import write_stl
 from pipeline.transform_files import write_transform
 from pipeline.transforms import Linear
 from pipeline.volumes import Geometry, Volume, write_volume
@@ -31,11 +33,13 @@ def case(tmp_path) -> Case:
         write_volume(volume, tmp_path / f"{name}.mha")
     pd.DataFrame([[0.0, 0, 0], [5, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "fixed.csv", index=False)
     pd.DataFrame([[3.0, 0, 0], [8, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "moving.csv", index=False)
+    write_stl(np.array([[[0.0, 0, 0], [9, 0, 0], [0, 9, 0]], [[0, 0, 0], [9, 0, 0], [0, 0, 9]]]), tmp_path / "surface.stl")
     write_transform(Linear(np.eye(3), [3.0, 0, 0], "translation"), tmp_path / "true.h5")
     write_transform(Linear(np.eye(3), [2.0, 0, 0], "translation"), tmp_path / "found.h5")
     paths = {name: tmp_path / f"{name}.mha" for name in files}
     landmarks = {"fixed_landmarks": tmp_path / "fixed.csv", "moving_landmarks": tmp_path / "moving.csv"}
-    return Case(case="a", subject="s", true_transform=tmp_path / "true.h5", **paths, **landmarks)
+    truth = {"true_transform": tmp_path / "true.h5", "fixed_surface": tmp_path / "surface.stl"}
+    return Case(case="a", subject="s", **truth, **paths, **landmarks)
 
 
 def values_of(name: str, case: Case, transform: str) -> dict[str, float]:
@@ -51,6 +55,44 @@ def test_a_transform_that_is_one_millimetre_short_scores_so(case):
     assert values_of("hd95_mm", case, "found.h5") == pytest.approx({"1": 1.0, "2": 1.0})
     assert values_of("folding", case, "found.h5") == {"": 0.0}
     assert values_of("sdlogj", case, "found.h5") == pytest.approx({"": 0.0}, abs=1e-9)
+
+
+def test_a_shift_is_an_error_of_the_surface_and_no_rotation(case):
+    assert values_of("sre_mm", case, "found.h5") == pytest.approx({"": 1.0})
+    assert values_of("translation_error_mm", case, "found.h5") == pytest.approx({"": 1.0})
+    assert values_of("rotation_error_deg", case, "found.h5") == pytest.approx({"": 0.0}, abs=1e-5)
+
+
+def test_a_turn_about_the_surface_is_a_rotation_and_no_shift(case, tmp_path):
+    """The corners stand at the origin twice, at 9 on x twice, at 9 on y and on z once: their centroid is (3, 1.5, 1.5)."""
+    turn, centroid = rotation(3, 0.2), np.array([3.0, 1.5, 1.5])
+    truth = Linear(rotation(3, 1.1), [10.0, -20, 30], "rigid")
+    write_transform(truth, case.true_transform)
+    about = Linear(turn, centroid - turn @ centroid, "rigid")
+    write_transform(truth.after(about), tmp_path / "turned.tfm")
+    angle = np.rad2deg(np.arccos((np.trace(turn) - 1) / 2))
+    assert values_of("rotation_error_deg", case, "turned.tfm") == pytest.approx({"": angle})
+    assert values_of("translation_error_mm", case, "turned.tfm") == pytest.approx({"": 0.0}, abs=1e-5)
+    corners = np.array([[0.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 0], [9, 0, 0], [0, 0, 9]])
+    expected = np.linalg.norm(about.points(corners) - corners, axis=1).mean()
+    assert values_of("sre_mm", case, "turned.tfm") == pytest.approx({"": expected})
+
+
+def test_the_error_of_a_start_is_that_of_its_motion_alone(case, tmp_path):
+    """A start is the truth after the inverse of a motion M: its error is the mean of |M v - v|, whatever the truth."""
+    truth = Linear(rotation(3, 0.9), [5.0, 6, -70], "rigid")
+    motion = motion_matrix(np.array([4.0, -3, 2, 5, -4, 3]), np.array([-50.0, 20, 10]))
+    inverse = np.linalg.inv(motion)
+    write_transform(truth, case.true_transform)
+    write_transform(truth.after(Linear(inverse[:3, :3], inverse[:3, 3], "rigid")), tmp_path / "start.tfm")
+    corners = np.array([[0.0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 0], [9, 0, 0], [0, 0, 9]])
+    expected = np.linalg.norm(corners @ motion[:3, :3].T + motion[:3, 3] - corners, axis=1).mean()
+    assert values_of("sre_mm", case, "start.tfm") == pytest.approx({"": expected}, rel=1e-6)
+
+
+def test_a_case_without_a_surface_is_named(case):
+    with pytest.raises(ConcordError, match="case a: no fixed_surface or no true_transform"):
+        values_of("sre_mm", case.model_copy(update={"fixed_surface": None}), "found.h5")
 
 
 def test_the_true_transform_scores_perfectly(case):

@@ -10,7 +10,7 @@ import pytest
 from pipeline.datasets.registry import DATASETS, Dataset, create_dataset, dataset_class
 from pipeline.errors import ConcordError
 
-NEEDED = {"table": {"file": "cases.csv"}, "brain-phantom": {}, "cardiac-phantom": {}}
+NEEDED = {"table": {"file": "cases.csv"}, "brain-phantom": {}, "cardiac-phantom": {}, "mr-trus-phantom": {}}
 
 
 @pytest.mark.parametrize("name", DATASETS)
