@@ -42,7 +42,9 @@ def cli(traceback: bool) -> None:
 @click.option(
     "--transform", "transforms", multiple=True, help="Model of our own loop: translation, rigid, similarity, affine, bspline; may be repeated."
 )
-@click.option("--weights", type=PATH, help="Trained metric (.safetensors) for --similarity patch-cnn.")
+@click.option(
+    "--weights", type=PATH, multiple=True, help="Trained weights (.safetensors): of --similarity patch-cnn, or of a network, one file a stage."
+)
 @click.option("--modalities", metavar="FIXED,MOVING", help="What made the images, such as t1,t2, for a metric that was trained on two modalities.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. bins=50 or iterations=100; may be repeated."
@@ -66,6 +68,7 @@ def register(fixed: Path, moving: Path, **options: Any) -> None:
       concord register t1.nii.gz t2.nii.gz -o out/
       concord register t1.nii.gz t2.nii.gz --similarity mind-ssc --transform rigid --transform bspline -o out/
       concord register t1.nii.gz t2.nii.gz --similarity patch-cnn --weights metric.safetensors --modalities t1,t2 -o out/
+      concord register mr.mha us.mha --method attention-reg --weights stage-1.safetensors --fixed-mask prostate.nii.gz -o out/
       concord register mr/ us.mha --method rigid-mi --fixed-mask prostate.nii.gz -o out/
       concord register ed.nii.gz es.nii.gz --method demons --set iterations='[50,50,25]' -o out/
     """
@@ -198,16 +201,17 @@ cli.add_command(stage)
 
 
 def _loop_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """What --similarity, --transform and --weights say; they are the loop's alone."""
+    """What --similarity and --transform say, which are the loop's alone, and --weights."""
     from pipeline.errors import ConcordError
+    from pipeline.stages import with_weights
 
-    given = {"similarity": options.pop("similarity"), "stages": options.pop("transforms") or None, "weights": options.pop("weights")}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    if chosen and options["method"] != "loop":
-        raise ConcordError(f"--similarity, --transform and --weights are settings of --method loop, not of {options['method']!r}; leave one out")
-    if "weights" in chosen:
-        chosen.setdefault("similarity", "patch-cnn")
-    return chosen
+    given = {"similarity": options.pop("similarity"), "stages": options.pop("transforms") or None}
+    chosen, weights = {key: value for key, value in given.items() if value is not None}, with_weights(options.pop("weights"))
+    if options["method"] != "loop":
+        if chosen:
+            raise ConcordError(f"--similarity and --transform are settings of --method loop, not of {options['method']!r}; leave one out")
+        return weights
+    return ({"similarity": "patch-cnn"} if weights else {}) | chosen | weights
 
 
 def _two_names(text: str | None) -> tuple[str, ...] | None:

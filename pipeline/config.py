@@ -100,7 +100,7 @@ class Config(_Settings):
     )
     methods: dict[str, dict[str, Any]] = Field(
         description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently, "
-        "`fit: NAME` the fit whose weights it takes"
+        "`fit: NAME` the fit whose weights it takes, or a list of them, one a stage"
     )
     fits: dict[str, FitSettings] = Field(default_factory=dict, description="name: a network fitted to the training cases of a dataset")
     studies: dict[str, StudySettings] = Field(description="name: study")
@@ -123,9 +123,10 @@ class Config(_Settings):
         given = _without_fit(self.methods[name])
         return {"use": given.get("use", name), **create_method(name, given).model_dump(mode="json")}
 
-    def fit_of(self, name: str) -> str | None:
-        """The fit whose weights a method takes."""
-        return self.methods[name].get("fit")
+    def fits_of(self, name: str) -> tuple[str, ...]:
+        """The fits whose weights a method takes, in order."""
+        given = self.methods[name].get("fit", ())
+        return (given,) if isinstance(given, str) else tuple(given)
 
     def fit(self, name: str) -> dict[str, Any]:
         """All settings of a fit's learner, defaults included, as plain JSON values."""
@@ -194,7 +195,7 @@ def _check_references(config: Config) -> None:
     for name, settings in config.methods.items():
         create_method(name, _without_fit(settings))
         if "fit" in settings:
-            _known(f"methods.{name}.fit", (settings["fit"],), config.fits)
+            _known(f"methods.{name}.fit", config.fits_of(name), config.fits)
     for name, fit in config.fits.items():
         config.fit(name)
         _known(f"fits.{name}.dataset", (fit.dataset,), config.datasets)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
@@ -40,7 +40,22 @@ class PrepareSettings(BaseModel):
     size: tuple[int, ...] | None = Field(None, description="voxels (x, y[, z]) to resample to, over the same physical box")
     spacing_mm: float | None = Field(None, gt=0, description="voxel size to resample to, all axes")
     interpolation: Literal["linear", "cubic"] = Field("linear", description="interpolation of images; label maps and masks are nearest neighbour")
+    region: float | None = Field(
+        None, ge=0, description="give the box of the fixed labels, so much of its own size larger on each side, as the fixed mask: what all methods compare"
+    )
     intensity: Literal["none", "min-max"] = Field("none", description="min-max: each volume (each slice, where stacks are cut) scaled to [0, 1]")
+
+
+    @model_validator(mode="after")
+    def _no_region_of_slices(self) -> PrepareSettings:
+        if self.region is not None and self.slices != "none":
+            raise ValueError("region: a slice has no box of its own; expected slices: none beside it")
+        return self
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the volumes themselves are changed."""
+        return self.model_copy(update={"region": None}) != PrepareSettings()
 
 
 class Exclusion(NamedTuple):
@@ -95,8 +110,24 @@ def _prepare_case(case: Case, settings: PrepareSettings, folder: Path) -> tuple[
     files = {
         name: _write_once(_prepared(volume, name, settings), settings, path=case.paths[name], part="", folder=folder)
         for name, volume in volumes.items()
+        if settings.resamples
     }
+    if settings.region is not None:
+        files["fixed_mask"] = _region_file(case, files.get("fixed_labels", case.fixed_labels), settings, folder)
     return [case.model_copy(update=files)], []
+
+
+def _region_file(case: Case, labels: Path | None, settings: PrepareSettings, folder: Path) -> Path:
+    """The mask of the region that is compared, written once a label map."""
+    from pipeline.region import region_mask
+    from pipeline.volumes import read_volume, write_volume
+
+    if labels is None:
+        raise ConcordError(f"case {case.case}: no fixed_labels; prepare.region cuts a box around them: give labels, or leave region out")
+    target = folder / f"{_digest(labels, settings)}-{labels.name.split('.')[0]}-region.mha"
+    if not target.exists():
+        write_volume(region_mask(read_volume(labels), settings.region), target)
+    return target
 
 
 def _labelled_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSettings, folder: Path) -> tuple[list[Case], list[Exclusion]]:

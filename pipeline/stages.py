@@ -98,6 +98,11 @@ def train_stage(learner: str, settings: dict[str, Any], cases: Path, seed: int, 
         save(learning_curve(pd.read_csv(weights.with_suffix(".csv")), title=weights.stem), figure)
 
 
+def with_weights(files: tuple[Path, ...]) -> dict[str, Any]:
+    """The setting that names trained weights: one file, or one a stage."""
+    return {"weights": str(files[0]) if len(files) == 1 else [str(file) for file in files]} if files else {}
+
+
 @stage.command("register")
 @click.option("--settings", type=Json(), required=True, help="the method's settings, `use` among them")
 @click.option("--cases", type=EXISTING, required=True)
@@ -106,16 +111,16 @@ def train_stage(learner: str, settings: dict[str, Any], cases: Path, seed: int, 
 @click.option("--batches", type=int, default=1)
 @click.option("--seed", type=int, default=0)
 @click.option("--threads", type=int, default=1)
-@click.option("--weights", type=EXISTING, help="trained weights of a learned method")
+@click.option("--weights", type=EXISTING, multiple=True, help="trained weights of a learned method, one file a stage")
 @click.option("--manifest", type=PATH, required=True, help="table of results to write; transforms go beside it")
-def register_stage(settings: dict[str, Any], cases: Path, split: str, weights: Path | None, manifest: Path, **options: int) -> None:
+def register_stage(settings: dict[str, Any], cases: Path, split: str, weights: tuple[Path, ...], manifest: Path, **options: int) -> None:
     """Register one batch of a study's cases with one method."""
     from pipeline.cases import read_cases
     from pipeline.methods import Run
     from pipeline.registration import register_batch, share_of, write_manifest
 
     mine = share_of([case for case in read_cases(cases) if case.split == split], options["batch"], options["batches"])
-    settings |= {"weights": str(weights)} if weights else {}
+    settings |= with_weights(weights)
     write_manifest(register_batch(mine, settings, Run(threads=options["threads"], seed=options["seed"]), manifest.parent), manifest)
 
 
@@ -235,11 +240,11 @@ def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png
 @click.option("--settings", type=Json(), required=True, help="the method's settings, `use` among them")
 @click.option("--probe", type=Json(), required=True)
 @click.option("--cases", type=EXISTING, required=True, help="cases of which the first aligned one of split validation is looked at")
-@click.option("--weights", type=EXISTING, help="trained weights of a learned method")
+@click.option("--weights", type=EXISTING, multiple=True, help="trained weights of a learned method, one file a stage")
 @click.option("--seed", type=int, default=0)
 @click.option("--threads", type=int, default=1)
 @click.option("--out", type=PATH, required=True, help="table to write")
-def landscape_stage(method: str, settings: dict[str, Any], probe: dict[str, Any], cases: Path, weights: Path | None, out: Path, **run: int) -> None:
+def landscape_stage(method: str, settings: dict[str, Any], probe: dict[str, Any], cases: Path, weights: tuple[Path, ...], out: Path, **run: int) -> None:
     """Value and derivative of a similarity around the true alignment of a pair."""
     from pipeline.cases import read_cases
     from pipeline.errors import ConcordError
@@ -248,7 +253,7 @@ def landscape_stage(method: str, settings: dict[str, Any], probe: dict[str, Any]
     from pipeline.optimise.landscape import Probe, landscape
     from pipeline.registration import load_pair
 
-    settings |= {"weights": str(weights)} if weights else {}
+    settings |= with_weights(weights)
     chosen = create_method(settings.pop("use"), settings)
     aligned = [case for case in read_cases(cases) if case.split == "validation" and not case.moving_subject]
     if not aligned:

@@ -63,7 +63,7 @@ def _tests(table: Table, comparisons: pd.DataFrame | None) -> Iterator[str]:
     if not settings.reference:
         return
     reference, label = settings.labels.get(settings.reference, settings.reference), TEST_LABELS[settings.test]
-    wholes = {column.metric for column in settings.all_columns if not column.structure}
+    wholes = {column.metric for column in settings.all_columns if not column.structure and not column.start}
     made = None if comparisons is None else comparisons[(comparisons["reference"] == settings.reference) & (comparisons["test"] == settings.test)]
     made = None if made is None else made[made["metric"].isin(wholes)]
     if made is None or made.empty:

@@ -54,20 +54,23 @@ class ColumnSettings(BaseModel):
     metric: str = Field(description="measure")
     label: str = Field("", description="head of the column; empty: the measure's usual name and unit")
     structure: str = Field("", description="value of one structure only; empty: mean over structures. Tests are made over all structures")
+    start: str = Field("", description="registrations from this start only; empty: from all. Tests are made over all starts")
     better: Literal["higher", "lower", "neither"] | None = Field(None, description="which way is better; null: as the measure says")
     digits: int | None = Field(None, ge=0, le=8, description="decimals; null: the measure's usual number")
     factor: float | None = Field(None, gt=0, description="values are multiplied by this, 100 for percent; null: the measure's usual factor")
 
     @property
     def key(self) -> str:
-        """What the column is called under `published`: the measure, or measure:structure."""
-        return f"{self.metric}:{self.structure}" if self.structure else self.metric
+        """What the column is called under `published`: the measure, measure:structure, measure@start."""
+        structure, start = self.structure and f":{self.structure}", self.start and f"@{self.start}"
+        return f"{self.metric}{structure}{start}"
 
     @property
     def shown(self) -> tuple[str, float, int]:
         """Head, factor and decimals, defaults filled in."""
         label, factor, digits = measure_label(self.metric)
-        label = self.label or (f"{label}, structure {self.structure}" if self.structure else label)
+        parts = [label, self.structure and f"structure {self.structure}", self.start and f"from {self.start}"]
+        label = self.label or ", ".join(part for part in parts if part)
         return label, self.factor or factor, digits if self.digits is None else self.digits
 
     @property

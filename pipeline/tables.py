@@ -66,7 +66,7 @@ class Table:
     grid: Grid
 
 
-def sample_values(scores: pd.DataFrame, metric: str, structure: str = "") -> pd.DataFrame:
+def sample_values(scores: pd.DataFrame, metric: str, structure: str = "", start: str = "") -> pd.DataFrame:
     """A measure's value of every registration: columns method, subject, case, start, value, in order of appearance.
 
     Structures are averaged within a registration, and folds that share it; what is not finite counts as missing (nan).
@@ -74,6 +74,8 @@ def sample_values(scores: pd.DataFrame, metric: str, structure: str = "") -> pd.
     rows = scores[scores["metric"] == metric]
     if structure:
         rows = rows[rows["structure"].astype(str) == structure]
+    if start:
+        rows = rows[rows["start"].astype("string") == start]
     values = rows["value"].astype(float)
     keys = {name: rows[name].astype("string").fillna("") for name in ("method", *REGISTRATION)}
     rows = rows.assign(**keys, value=values.where(values.abs() < math.inf))
@@ -160,7 +162,7 @@ def _check_names(settings: TableSettings, scores: pd.DataFrame, context: TableCo
 def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFrame, comparisons: pd.DataFrame | None) -> list[Entry]:
     """The entries of one measure, from the first row to the last, ranked."""
     units = scores.loc[scores["metric"] == column.metric, "unit"].dropna()
-    values = sample_values(scores, column.metric, column.structure)
+    values = sample_values(scores, column.metric, column.structure, column.start)
     entries = []
     for method in settings.rows:
         mine = values.loc[values["method"] == method, "value"].dropna()
@@ -179,8 +181,8 @@ def _statistics(values: pd.Series) -> dict[str, float]:
 
 
 def _compared(settings: TableSettings, column: ColumnSettings, method: str, comparisons: pd.DataFrame | None) -> dict[str, float]:
-    """The test that decides on the mark; nan where none was made, as for a single structure."""
-    if comparisons is not None and settings.reference and not column.structure:
+    """The test that decides on the mark; nan where none was made, as for a single structure or start."""
+    if comparisons is not None and settings.reference and not column.structure and not column.start:
         wanted = {"metric": column.metric, "method": method, "reference": settings.reference, "test": settings.test}
         for row in comparisons.to_dict("records"):
             if all(row[key] == value for key, value in wanted.items()):

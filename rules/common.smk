@@ -70,13 +70,13 @@ def landscape_of(wildcards):
 
 def weights_of(wildcards):
     """The weights that a method takes, where it is a learned one."""
-    fit = settings.fit_of(wildcards.method)
-    return [f"{OUT}/weights/{fit}.safetensors"] if fit else []
+    return [f"{OUT}/weights/{fit}.safetensors" for fit in settings.fits_of(wildcards.method)]
 
 
 def weights_option(wildcards, input):
     """The weights as an option of a command line, for methods that take them."""
-    return f"--weights {input.weights}" if input.weights else ""
+    files = [input.weights] if isinstance(input.weights, str) else input.weights
+    return " ".join(f"--weights {file}" for file in files)
 
 
 def manifests(wildcards):

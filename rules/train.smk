@@ -16,6 +16,8 @@ rule train:
         f"{OUT}/logs/train/{{fit}}.log",
     benchmark:
         f"{OUT}/benchmarks/train/{{fit}}.tsv"
+    # registrations wait for weights: fits go first, so that none of them is left for the end
+    priority: 1
     threads: settings.threads
     resources:
         gpu=1,

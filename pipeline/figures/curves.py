@@ -15,31 +15,48 @@ if TYPE_CHECKING:
 
 @styled
 def learning_curve(curve: pd.DataFrame, *, title: str) -> Figure:
-    """Loss and accuracy over steps, training and validation; columns `step`, `train_…` and, where there was any, `validation_…`."""
+    """Loss and score over the fit, training and validation.
+
+    Columns `step` and `accuracy` are those of the patch metric, `epoch` and `sre_mm` those of rigid networks, each as `train_…` and,
+    where there was any, `validation_…`.
+    """
+    time, score, labels = ("epoch", "sre_mm", _RIGID) if "epoch" in curve else ("step", "accuracy", _PATCHES)
     figure = new_figure(8.0, 3.4)
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
-    for axis, name, label in zip(axes, ("loss", "accuracy"), ("hinge loss", "share of patches classified right"), strict=True):
-        for part, colour in (("train", PALETTE[0]), ("validation", PALETTE[1])):
+    for axis, name in zip(axes, ("loss", score), strict=True):
+        for part, label, colour, line in _PARTS:
             values = curve.get(f"{part}_{name}")
             if values is not None and values.notna().any():
-                axis.plot(curve["step"], values, marker=".", color=colour, label=part)
-        axis.set_xlabel("step (batches)")
-        axis.set_ylabel(label)
+                axis.plot(curve[time], values, line, marker="." if line == "-" else "", color=colour, label=label)
+        axis.set_xlabel("step (batches)" if time == "step" else "epoch")
+        axis.set_ylabel(labels[name])
         axis.grid(axis="y")
     axes[0].set_yscale("log")
-    _mark_best(axes, curve)
-    axes[0].legend()
+    _mark_best(axes, curve, time, score)
+    axes[1 if score == "sre_mm" else 0].legend()
     return figure
 
 
-def _mark_best(axes: tuple[Axes, Axes], curve: pd.DataFrame) -> None:
-    losses = curve.get("validation_loss")
-    if losses is None or not losses.notna().any():
+_PATCHES = {"loss": "hinge loss", "accuracy": "share of patches classified right"}
+_RIGID = {"loss": "loss", "sre_mm": "surface registration error (mm)"}
+_PARTS = (
+    ("train", "train", PALETTE[0], "-"),
+    ("validation", "validation", PALETTE[1], "-"),
+    ("validation_average", "validation, averaged weights", PALETTE[2], "-"),
+    ("validation_start", "validation, starting positions", GREY, "--"),
+)
+
+
+def _mark_best(axes: tuple[Axes, Axes], curve: pd.DataFrame, time: str, score: str) -> None:
+    """Rings around the row whose weights are kept: lowest validation loss, or lowest SRE."""
+    columns = ("validation_sre_mm", "validation_average_sre_mm") if score == "sre_mm" else ("validation_loss",)
+    chosen = curve[[name for name in columns if name in curve]].min(axis=1)
+    if not chosen.notna().any():
         return
-    best = curve.loc[losses.idxmin()]
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(best["step"], best[f"validation_{name}"], "o", mfc="none", mec=GREY, ms=11, label="kept weights")
+    best = curve.loc[chosen.idxmin()]
+    for axis, name in zip(axes, ("loss", score), strict=True):
+        axis.plot(best[time], best[f"validation_{name}"], "o", mfc="none", mec=GREY, ms=11, label="kept weights")
 
 
 @styled

@@ -108,6 +108,8 @@ def test_the_loop_takes_its_similarity_and_transforms_from_the_command_line(fold
         (("--transform", "elastic"), "stages"),
         (("--similarity", "patch-cnn"), "needs `weights`"),
         (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--weights", "nowhere.safetensors", "--method", "attention-reg"), "expected 3-D volumes"),
+        (("--weights", "nowhere.safetensors", "--method", "demons"), "weights: unknown key"),
         (("--modalities", "t1"), "expected two names"),
     ],
 )

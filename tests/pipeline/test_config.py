@@ -122,6 +122,6 @@ def test_settings_come_with_their_defaults_as_plain_json():
     assert json.loads(json.dumps(config.dataset("brain-neonate")))["population"] == "neonate"
     assert config.fit("metric-k3")["pairs"] == 3
     assert config.fit("metric-k3")["momentum"] == 0.9
-    assert config.fit_of("cnn-k3") == "metric-k3"
-    assert config.fit_of("mi") is None
+    assert config.fits_of("cnn-k3") == ("metric-k3",)
+    assert config.fits_of("mi") == ()
     assert "fit" not in config.method("cnn-k3")

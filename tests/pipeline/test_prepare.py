@@ -120,3 +120,16 @@ def test_exclusions_survive_commas_quotes_and_newlines(tmp_path):
     rows = [Exclusion("a", "prepare", 'a "bad", thing'), Exclusion("b", "mi", "über")]
     write_exclusions(rows, tmp_path / "x.csv")
     assert read_exclusions(tmp_path / "x.csv") == rows
+
+
+def test_a_region_is_the_enlarged_box_of_the_labels_and_changes_no_volume(tmp_path):
+    case = stack_case(tmp_path)
+    ready, dropped = prepare_cases([case, case.model_copy(update={"case": "p2"})], PrepareSettings(region=0.5), tmp_path / "out")
+    assert dropped == []
+    assert (ready[0].fixed, ready[0].fixed_labels) == (case.fixed, case.fixed_labels)
+    assert ready[0].fixed_mask == ready[1].fixed_mask
+    mask = np.argwhere(read_volume(ready[0].fixed_mask).array)
+    # labels fill slices 1 to 3, rows and columns 2 to 4: a box of 3, and half of it more on each side, rounded outward, as far as there are voxels
+    assert (mask.min(0).tolist(), mask.max(0).tolist()) == ([0, 0, 0], [3, 6, 6])
+    without = case.model_copy(update={"fixed_labels": None})
+    assert "no fixed_labels" in prepare_cases([without], PrepareSettings(region=0.5), tmp_path / "out")[1][0].reason

@@ -206,6 +206,24 @@ def test_the_mark_is_that_of_the_test_named_against_the_reference_named():
     assert column(table_of(comparisons=found, reference="old", test="sample-paired-t"))[2].mark == "*"
 
 
+def test_a_column_of_one_start_takes_that_start_only_and_is_not_marked():
+    scores = scores_of({"old": [0.5, 0.6], "new": [0.7, 0.8]})
+    near, far = scores.assign(start="near"), scores.assign(start="far", value=scores["value"] - 0.4)
+    found = compare(pd.concat([near, far]), metric="dice", reference="old", higher_is_better=True, seed=1)
+    table = table_of(
+        pd.concat([near, far]),
+        found.assign(p_holm=0.001),
+        rows=["old", "new"],
+        columns=[{"metric": "dice", "start": "far"}, "dice"],
+        reference="old",
+        test="paired-t",
+        published={"new": {"dice@far": "0.3"}},
+    )
+    assert [heading.text for heading in table.grid.headings] == ["Method", "Dice, from far", "Dice, from far, published", "Dice"]
+    assert table.rows[1][0].statistics["mean"] == pytest.approx(0.35)
+    assert (table.rows[1][0].mark, table.rows[1][1].mark) == ("", "*")
+
+
 def test_a_column_of_one_structure_is_not_marked_by_a_test_over_all():
     scores = scores_of({"old": [0.5, 0.6], "new": [0.7, 0.8]}, structure="1")
     found = [comparison("new", 0.2, 0.001)]

@@ -464,6 +464,12 @@ def test_a_learning_curve_marks_the_kept_weights_and_a_trace_has_a_line_a_level(
     marked = [line for axis in (loss, accuracy) for line in axis.lines if line.get_label() == "kept weights"]
     assert [tuple(np.ravel(line.get_data())) for line in marked] == [(2.0, 0.3), (2.0, 0.9)]
     assert len(learning_curve(curve, title="fit").axes[0].lines) == 1
+    epochs = pd.DataFrame({"epoch": [1, 2], "train_loss": [9.0, 4.0], "validation_loss": [8.0, 5.0], "validation_sre_mm": [6.0, 5.0]})
+    averaged = epochs.assign(validation_average_sre_mm=[4.0, 4.5], validation_start_sre_mm=[8.0, 8.0])
+    for table, kept in ((epochs, 2.0), (averaged, 1.0)):
+        second = learning_curve(table, title="fit").axes[1]
+        assert second.get_ylabel() == "surface registration error (mm)"
+        assert [line.get_xdata()[0] for line in second.lines if line.get_label() == "kept weights"] == [kept]
     rows = [
         {"stage": s, "level": v, "iteration": i, "value": 1.0 / (i + 1), "step_mm": 0.1, "gradient_norm": 1.0, "seconds": 0.01}
         for s in ("rigid", "bspline")
