@@ -41,10 +41,11 @@ class PrepareSettings(BaseModel):
     spacing_mm: float | None = Field(None, gt=0, description="voxel size to resample to, all axes")
     interpolation: Literal["linear", "cubic"] = Field("linear", description="interpolation of images; label maps and masks are nearest neighbour")
     region: float | None = Field(
-        None, ge=0, description="give the box of the fixed labels, so much of its own size larger on each side, as the fixed mask: what all methods compare"
+        None,
+        ge=0,
+        description="give the box of the fixed labels, so much of its own size larger on each side, as the fixed mask: what all methods compare",
     )
     intensity: Literal["none", "min-max"] = Field("none", description="min-max: each volume (each slice, where stacks are cut) scaled to [0, 1]")
-
 
     @model_validator(mode="after")
     def _no_region_of_slices(self) -> PrepareSettings:

@@ -244,7 +244,9 @@ def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png
 @click.option("--seed", type=int, default=0)
 @click.option("--threads", type=int, default=1)
 @click.option("--out", type=PATH, required=True, help="table to write")
-def landscape_stage(method: str, settings: dict[str, Any], probe: dict[str, Any], cases: Path, weights: tuple[Path, ...], out: Path, **run: int) -> None:
+def landscape_stage(
+    method: str, settings: dict[str, Any], probe: dict[str, Any], cases: Path, weights: tuple[Path, ...], out: Path, **run: int
+) -> None:
     """Value and derivative of a similarity around the true alignment of a pair."""
     from pipeline.cases import read_cases
     from pipeline.errors import ConcordError

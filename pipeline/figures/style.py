@@ -42,7 +42,21 @@ STYLE = {
 }
 GREY = "#5f6670"
 # Okabe and Ito's eight colours without black and yellow (too pale on white), then Tol's "muted" ones: told apart with any colour vision
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#AA4499", "#117733", "#661100", "#88CCEE")
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#332288",
+    "#999933",
+    "#AA4499",
+    "#117733",
+    "#661100",
+    "#88CCEE",
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 PLACES = ("mi", "mind", "demons", "syn", "affine", "symgn", "mi-masked", "mind-ssc", "syn-cc", "rigid-mi", "rigid-mind", "loop", "attention-reg")
 """Methods whose place in the palette is fixed; others take the next one in the order of the study's methods."""
