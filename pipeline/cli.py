@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.stages import stage
+from pipeline.stages import stage, with_weights
 
 PATH = click.Path(path_type=Path)
 LABEL_SUFFIX_HELP = "NIfTI, MetaImage, NRRD, or a folder with one DICOM series"
@@ -203,7 +203,6 @@ cli.add_command(stage)
 def _loop_settings(options: dict[str, Any]) -> dict[str, Any]:
     """What --similarity and --transform say, which are the loop's alone, and --weights."""
     from pipeline.errors import ConcordError
-    from pipeline.stages import with_weights
 
     given = {"similarity": options.pop("similarity"), "stages": options.pop("transforms") or None}
     chosen, weights = {key: value for key, value in given.items() if value is not None}, with_weights(options.pop("weights"))

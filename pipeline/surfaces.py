@@ -165,10 +165,12 @@ def residual_of(true_mm: np.ndarray, found_mm: np.ndarray) -> Residual:
     """
     from scipy.spatial.transform import Rotation
 
+    from metrics.accuracy.points import tre_mm
+
     matrix = fitted_rigid(true_mm, found_mm)
     shift = found_mm.mean(axis=0) - true_mm.mean(axis=0)
     angle = Rotation.from_matrix(matrix[:3, :3]).magnitude()
-    return Residual(float(np.linalg.norm(found_mm - true_mm, axis=1).mean()), float(np.linalg.norm(shift)), float(np.rad2deg(angle)))
+    return Residual(float(tre_mm(found_mm, true_mm).mean()), float(np.linalg.norm(shift)), float(np.rad2deg(angle)))
 
 
 def fitted_rigid(start_mm: np.ndarray, end_mm: np.ndarray) -> np.ndarray:

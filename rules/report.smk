@@ -53,7 +53,7 @@ rule figure:
 
 rule landscape:
     input:
-        cases=lambda wildcards: f"{OUT}/datasets/{landscape_of(wildcards).dataset}/cases.csv",
+        cases=lambda wildcards: settings.cases_of(landscape_of(wildcards).dataset),
         volumes=lambda wildcards: f"{OUT}/datasets/{landscape_of(wildcards).dataset}/volumes",
         weights=weights_of,
     output:

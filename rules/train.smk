@@ -1,6 +1,6 @@
 rule train:
     input:
-        cases=lambda wildcards: f"{OUT}/datasets/{settings.fits[wildcards.fit].dataset}/cases.csv",
+        cases=lambda wildcards: settings.cases_of(settings.fits[wildcards.fit].dataset),
         volumes=lambda wildcards: f"{OUT}/datasets/{settings.fits[wildcards.fit].dataset}/volumes",
     output:
         weights=f"{OUT}/weights/{{fit}}.safetensors",

@@ -18,7 +18,7 @@ from pipeline.volumes import Geometry
 Stage = Literal["translation", "rigid", "similarity", "affine", "bspline"]
 BENDING_WEIGHTS = {"mi": 300.0, "nmi": 100.0, "ncc": 100.0, "lncc": 100.0, "ngf": 100.0, "mind": 10.0, "mind-ssc": 10.0, "patch-cnn": 1000.0}
 """Weights that go with the size of the similarities' values. Those of mi, mind-ssc and patch-cnn were chosen on validation pairs of phantoms, mi's
-also on an averaged T1 and T2 of real heads, where weights below 100 let it run away; the others are guesses of the same order."""
+also on an averaged T1 and T2 of real heads, where a weight of 10 let it run away; the others are guesses of the same order."""
 SimilarityName = Literal["mean-squares", "ncc", "mi", "nmi", "lncc", "ngf", "mind", "mind-ssc", "patch-cnn"]
 
 
@@ -48,7 +48,8 @@ class DiscreteSettings(BaseModel):
 class OptimiserLoop(Method):
     """Our own registration loop (Simonovsky et al. 2016, sec. 2.1): the same for every similarity, which is one key of its settings.
 
-    Stages, levels, control points and samples default to the paper's, bins too where samples suffice; step rule, steps, iterations and the bending energy are ours.
+    Stages, levels, control points and samples default to the paper's, bins too where samples suffice; step rule, steps, iterations
+    and the bending energy are ours.
     """
 
     similarity: SimilarityName = Field("mi", description="what is minimised")

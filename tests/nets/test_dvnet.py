@@ -38,17 +38,6 @@ def test_a_batch_of_one_trains(grid):
     assert network.layers[0][0].weight.grad.any()
 
 
-def test_evaluation_repeats_itself_and_treats_each_item_alone():
-    torch.manual_seed(0)
-    network, volumes = DvNet(GRID), torch.rand(3, 2, *GRID)
-    network(volumes)
-    network.eval()
-    with torch.no_grad():
-        whole = network(volumes)
-        assert torch.equal(network(volumes), whole)
-        torch.testing.assert_close(torch.cat([network(one[None]) for one in volumes]), whole, rtol=1e-4, atol=1e-5)
-
-
 def test_grids_and_inputs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"DVNet needs \(z, y, x\) voxels, at least \(1, 17, 17\)"):
         DvNet((4, 16, 32))

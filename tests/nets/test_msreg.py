@@ -53,17 +53,6 @@ def test_a_batch_of_one_of_the_least_grid_trains():
     assert network.stem[0].weight.grad.any()
 
 
-def test_evaluation_repeats_itself_and_treats_each_item_alone():
-    torch.manual_seed(0)
-    network, volumes = MsReg(LEAST_GRID), torch.rand(3, 2, *LEAST_GRID)
-    network(volumes)
-    network.eval()
-    with torch.no_grad():
-        whole = network(volumes)
-        assert torch.equal(network(volumes), whole)
-        torch.testing.assert_close(torch.cat([network(one[None]) for one in volumes]), whole, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("grid", [(8, 17, 17), (9, 16, 17)])
 def test_grids_that_are_too_small_are_refused(grid):
     with pytest.raises(ValueError, match=r"MSReg needs \(z, y, x\) voxels, at least \(9, 17, 17\)"):

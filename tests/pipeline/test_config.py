@@ -79,6 +79,7 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/dataset", "acdc", "data/ACDC"),
         ("studies/cardiac/methods", ["identity", "daemons"], "studies.cardiac.methods: no 'daemons'; did you mean 'demons'"),
         ("studies/cardiac/measures", ["dise"], "studies.cardiac.measures: no 'dise'; did you mean 'dice'"),
+        ("studies/cardiac/prepare/region", 0.3, "a slice has no box of its own"),
         ("studies/cardiac/prepare/slice", "labelled", "studies.cardiac.prepare.slice: unknown key; did you mean 'slices'"),
         ("studies/cardiac/comparison/reference", "symgn", "studies.cardiac.comparison.reference: no 'symgn'"),
         ("studies/cardiac/pictures/methods", ["symgn"], "studies.cardiac.pictures.methods: no 'symgn'"),
