@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from pipeline.cases import Case
 from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
+from pipeline.datasets.pairing import drawn_splits
 from pipeline.datasets.phantoms.trus import ProbeKind, TrusPhantom, make_subject
 from pipeline.datasets.registry import Dataset, Found
 from pipeline.datasets.starts import Starts, with_starts
@@ -73,14 +73,6 @@ class MrTrusPhantoms(Dataset):
             cases.append(written(folder, self.phantom(), number, seed).model_copy(update={"split": split}))
             run.report("subjects", (number + 1) / self.subjects)
         return Found(with_starts(cases, self.starts, folder, seed), [])
-
-
-def drawn_splits(subjects: int, *, hold_out: int, train: int, seed: int) -> list[str]:
-    """The split of every subject, drawn from the seed: `hold_out` for validation, `train` for training, the rest for the test."""
-    order = np.random.default_rng([seed, 0]).permutation(subjects)
-    splits = np.full(subjects, "test", dtype=object)
-    splits[order[:hold_out]], splits[order[hold_out : hold_out + train]] = "validation", "train"
-    return splits.tolist()
 
 
 def written(folder: Path, phantom: TrusPhantom, number: int, seed: int) -> Case:

@@ -17,10 +17,9 @@ from pipeline.cases import Case
 from pipeline.datasets.keeping import is_kept, keep
 from pipeline.datasets.layout import FolderDataset, collect, taken
 from pipeline.datasets.muregpro import STRUCTURE_FILES
-from pipeline.datasets.pairing import identifier
+from pipeline.datasets.pairing import identifier, split_cases
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.datasets.structures import fingerprint, read_structures, with_landmarks, write_pair_structures
-from pipeline.datasets.uronav import split_cases
 from pipeline.errors import ConcordError
 from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume

@@ -178,3 +178,19 @@ def folds_of(groups: Mapping[str, str], folds: int, seed: int) -> dict[str, int 
         members = sorted(name for name, own in groups.items() if own == group)
         dealt += [members[i] for i in rng.permutation(len(members))]
     return {name: place % min(folds, len(dealt)) for place, name in enumerate(dealt)}
+
+
+def drawn_splits(subjects: int, *, hold_out: int, train: int, seed: int) -> list[str]:
+    """The split of every subject, drawn from the seed: `hold_out` for validation, `train` for training, the rest for the test."""
+    order = np.random.default_rng([seed, 0]).permutation(subjects)
+    splits = np.full(subjects, "test", dtype=object)
+    splits[order[:hold_out]], splits[order[hold_out : hold_out + train]] = "validation", "train"
+    return splits.tolist()
+
+
+def split_cases(cases: list[Case], *, hold_out: int, train: int, seed: int) -> list[Case]:
+    """The cases with their splits, drawn from the seed. Raises `ConcordError` where there are not enough."""
+    if hold_out + train > len(cases):
+        raise ConcordError(f"hold_out {hold_out} and train {train} of {len(cases)} usable cases; expected at most as many: lower these numbers")
+    splits = drawn_splits(len(cases), hold_out=hold_out, train=train, seed=seed)
+    return [case.model_copy(update={"split": split}) for case, split in zip(cases, splits, strict=True)]

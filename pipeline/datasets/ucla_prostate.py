@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from pipeline.cases import Case
 from pipeline.datasets.keeping import is_kept, keep
 from pipeline.datasets.layout import FolderDataset, chosen_subjects
+from pipeline.datasets.pairing import split_cases
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.datasets.starts import Starts, rigid_transform, with_starts
 from pipeline.datasets.structures import fingerprint, write_gland
-from pipeline.datasets.uronav import split_cases
 from pipeline.errors import ConcordError
 from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume

@@ -16,8 +16,7 @@ from pydantic import Field
 from pipeline.cases import Case
 from pipeline.datasets.keeping import is_kept, keep
 from pipeline.datasets.layout import FolderDataset, chosen_subjects
-from pipeline.datasets.mr_trus_phantom import drawn_splits
-from pipeline.datasets.pairing import identifier
+from pipeline.datasets.pairing import identifier, split_cases
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.datasets.starts import Starts, rigid_transform, with_starts
 from pipeline.datasets.structures import fingerprint, require_files, write_gland
@@ -77,14 +76,6 @@ class UroNav(FolderDataset):
             keep(folder / f"{name}.json", made_from)
         paths = {"fixed": files.mr, "moving": files.us, "fixed_surface": files.surface, **made}
         return Case(case=name, subject=name, fixed_modality="mr", moving_modality="trus", **paths)
-
-
-def split_cases(cases: list[Case], *, hold_out: int, train: int, seed: int) -> list[Case]:
-    """The cases with their splits, drawn from the seed. Raises `ConcordError` where there are not enough."""
-    if hold_out + train > len(cases):
-        raise ConcordError(f"hold_out {hold_out} and train {train} of {len(cases)} usable cases; expected at most as many: lower these numbers")
-    splits = drawn_splits(len(cases), hold_out=hold_out, train=train, seed=seed)
-    return [case.model_copy(update={"split": split}) for case, split in zip(cases, splits, strict=True)]
 
 
 def files_of(place: Path, adjusted: bool) -> Files:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.datasets import mr_trus_phantom
 from pipeline.datasets.keeping import subject_seed
-from pipeline.datasets.mr_trus_phantom import drawn_splits
+from pipeline.datasets.pairing import drawn_splits
 from pipeline.datasets.phantoms.trus import make_subject
 from pipeline.datasets.registry import create_dataset
 from pipeline.errors import ConcordError
