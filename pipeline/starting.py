@@ -16,6 +16,8 @@ FEWEST_SAMPLES = 100
 """Voxels to compare under which no similarity is worth optimising (ours)."""
 OVERLAPPING = 0.25
 """Share of the smaller box inside the other from which the header's geometry is trusted (ours)."""
+FULL_PART = 0.1
+"""Share of the largest connected part from which another one belongs to a mask by threshold (ours)."""
 PROBES = 20_000
 """Points on which overlaps are measured."""
 
@@ -65,11 +67,17 @@ def starting_shift(pair: Pair, how: str) -> np.ndarray:
 
 
 def threshold_mask(volume: Volume, threshold: float) -> Volume:
-    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`; holes are filled (ours), as they lie in the head."""
-    from scipy.ndimage import binary_fill_holes
+    """Where the intensity, scaled to [0, 1] by minimum and maximum, exceeds `threshold`.
+
+    Ours: holes are filled, as they lie in the head, and connected parts under a tenth of the largest are dropped, as they are noise.
+    """
+    from scipy.ndimage import binary_fill_holes, label
 
     low, high = float(volume.array.min()), float(volume.array.max())
-    return volume.with_array(binary_fill_holes(volume.array > low + threshold * (high - low)).astype(np.uint8))
+    parts, _ = label(volume.array > low + threshold * (high - low))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return volume.with_array(binary_fill_holes((sizes >= max(1.0, FULL_PART * sizes.max()))[parts]).astype(np.uint8))
 
 
 def both_masks(mask: Volume, other: Volume | None) -> Volume:

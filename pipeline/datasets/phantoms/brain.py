@@ -41,11 +41,17 @@ _UNIT = 1000.0
 
 @dataclass(frozen=True)
 class Population:
-    """How heads of one population look. `scale` is their size against MNI space along `(x, y, z)`, `shift_mm` where they lie in the box."""
+    """How heads of one population look, and the field of view that they are scanned in.
+
+    `scale` is their size against MNI space along `(x, y, z)`, `shift_mm` where they lie against the template; the box of
+    `box_mm` is centred `box_shift_mm` away from the template's.
+    """
 
     head: HeadModel
     scale: tuple[float, float, float]
     shift_mm: tuple[float, float, float]
+    box_mm: tuple[float, float, float]
+    box_shift_mm: tuple[float, float, float]
     ventricles_mm: float
     tissues: dict[str, Tissue]
 
@@ -56,6 +62,8 @@ POPULATIONS = {
         HeadModel(csf_mm=2.0, table_mm=1.9, diploe_mm=3.0, scalp_mm=6.5),
         (0.94, 0.94, 0.94),
         (0.0, 0.0, 0.0),
+        TEMPLATE.size,
+        (0.0, 0.0, 0.0),
         0.5,
         _BODY | {"grey": Tissue(0.86, 833, 83), "white": Tissue(0.77, 500, 70), "deep white": Tissue(0.77, 500, 70)},
     ),
@@ -65,6 +73,8 @@ POPULATIONS = {
         HeadModel(csf_mm=3.5, table_mm=1.4, diploe_mm=0.0, scalp_mm=7.0),
         (0.71, 0.68, 0.68),
         (0.0, 0.0, -20.0),
+        (152.0, 184.0, 156.0),
+        (0.0, -4.0, -18.0),
         2.5,
         _BODY | {"grey": Tissue(0.9, 1200, 120), "white": Tissue(0.95, 1900, 230), "deep white": Tissue(0.88, 1050, 115)},
     ),
@@ -73,7 +83,7 @@ POPULATIONS = {
 
 @dataclass(frozen=True)
 class BrainPhantom:
-    """Settings. All subjects of one setting share one grid, over the same box for both populations.
+    """Settings. All subjects of one setting share one grid, over the population's field of view.
 
     `deformation_mm` is the root mean square length of the random velocity, `pose` scales rotation, shift and size (1: about
     3 degrees, 2.5 mm, 2 %), `noise` is the standard deviation as a share of the brightest brain tissue, `bias` the range of the
@@ -101,10 +111,9 @@ class BrainPhantom:
     @cached_property
     def geometry(self) -> Geometry:
         """The common grid: identity direction, x to the left, y to the back, z up."""
-        axes = 3 if self.slice_mm is None else 2
-        box = np.asarray(TEMPLATE.size[:axes])
-        size = np.ceil(box / self.spacing_mm - 1e-6).astype(int)
-        middle = np.asarray(TEMPLATE.origin_mm[:axes]) + (box - 1) / 2
+        axes, population = 3 if self.slice_mm is None else 2, POPULATIONS[self.population]
+        size = np.ceil(np.asarray(population.box_mm[:axes]) / self.spacing_mm - 1e-6).astype(int)
+        middle = (TEMPLATE.centre_mm + population.box_shift_mm)[:axes]
         return Geometry.regular(size.tolist(), self.spacing_mm, (middle - (size - 1) / 2 * self.spacing_mm).tolist())
 
 
@@ -148,7 +157,7 @@ def _velocity(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray:
 
 
 def _random_pose(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray:
-    """Affine map `(d + 1, d + 1)` in mm from the template to a head: size, proportions, rotation and shift, about the box's centre."""
+    """Affine map `(d + 1, d + 1)` in mm from the template to a head: size, proportions, rotation and shift, about the template's centre."""
     from scipy.spatial.transform import Rotation
 
     d, spread, population = settings.geometry.dimension, settings.pose, POPULATIONS[settings.population]
@@ -156,7 +165,7 @@ def _random_pose(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray
     size = np.asarray(population.scale[:d]) * np.exp(spread * (rng.normal(0.0, 0.02) + rng.normal(0.0, 0.012, 3)[:d]))
     pose = np.eye(d + 1)
     pose[:d, :d] = turn * size
-    centre = settings.geometry.centre_mm
+    centre = TEMPLATE.centre_mm[:d]
     pose[:d, d] = centre + population.shift_mm[:d] + spread * rng.normal(0.0, 1.5, 3)[:d] - pose[:d, :d] @ centre
     return pose
 

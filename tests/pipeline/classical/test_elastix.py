@@ -172,6 +172,16 @@ def test_the_threshold_is_taken_after_scaling_and_holes_are_filled():
     np.testing.assert_array_equal(mask, expected)
 
 
+def test_specks_of_noise_are_no_part_of_the_threshold_mask_and_a_second_organ_is():
+    array = np.zeros((12, 12), np.float32)
+    array[1:6, 1:6] = array[8:10, 8:10] = 100.0  # 25 and 4 pixels
+    expected = (array > 0).astype(np.uint8)
+    array[0, 11] = array[11, 0] = 90.0
+    np.testing.assert_array_equal(threshold_mask(Volume(array, Geometry.regular((12, 12))), 0.1).array, expected)
+    constant = Volume(np.ones((3, 3), np.float32), Geometry.regular((3, 3)))
+    assert not threshold_mask(constant, 0.1).array.any()
+
+
 def test_the_threshold_mask_acts_together_with_the_given_one():
     moving = head(2)
     given = moving.with_array((np.arange(moving.array.shape[1]) < 25)[None, :] * np.ones(moving.array.shape, np.uint8))

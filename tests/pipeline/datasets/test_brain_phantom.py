@@ -164,11 +164,19 @@ class TestSubjects:
         assert (subject(1).tissue != subject(2).tissue).mean() > 0.05
 
     def test_arrays_lie_on_the_common_grid(self):
-        one, other = subject(1), subject(1, "neonate")
+        one, other = subject(1), subject(2)
         assert one.geometry == other.geometry == COARSE.geometry
         assert set(one.images) == {"t1", "t2", "pd"}
         for array in (*one.images.values(), one.tissue, one.regions):
             assert array.shape == one.geometry.shape and array.dtype in (np.float32, np.uint8)
+
+    @pytest.mark.parametrize("population", ["adult", "neonate"])
+    def test_the_field_of_view_holds_the_head_with_air_around_and_the_neck_below(self, population):
+        head = np.argwhere(np.isin(subject(1, population).tissue, range(1, 8)))
+        shape = np.asarray(subject(1, population).geometry.shape)
+        assert head[:, 0].min() == 0
+        assert (head.min(axis=0)[1:] >= 2).all() and (head.max(axis=0) < shape - 2).all()
+        assert len(head) > 0.15 * shape.prod()
 
     def test_there_are_at_least_thirty_regions_and_all_tissues(self):
         assert set(np.unique(subject(1).regions)) - {0} <= set(REGION_NAMES)
