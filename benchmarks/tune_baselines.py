@@ -14,11 +14,26 @@ from pathlib import Path
 
 from common import report
 
-from pipeline.cases import read_cases
+from pipeline.cases import Case, read_cases
 from pipeline.config import load_config
 from pipeline.methods import Run
 from pipeline.registration import read_manifests, register_batch, write_manifest
 from pipeline.scoring import score_cases
+
+
+def compared(study: str, cases: list[Case], settings: dict[str, object], run: Run) -> dict[str, object]:
+    """Mean Dice, displacement error (where the truth is known), folding and seconds of a method with these settings."""
+    with tempfile.TemporaryDirectory() as name:
+        manifest = Path(name) / "batch-0.csv"
+        write_manifest(register_batch(cases, settings, run, manifest.parent), manifest)
+        measures = ["dice", "folding", "seconds"] + (["displacement_error_mm"] if cases[0].true_transform else [])
+        scores, failed = score_cases(cases, read_manifests([manifest]), study=study, method=str(settings["use"]), measures=measures)
+    return {"cases": len(cases), "failed": len(failed), **scores.groupby("metric")["value"].mean().round(4).to_dict()}
+
+
+def validation_cases(scale: str, study: str, split: str, most: int) -> list[Case]:
+    """The first prepared cases of a split."""
+    return [case for case in read_cases(f"results/{scale}/{study}/prepared/cases.csv") if case.split == split][:most]
 
 
 def main() -> None:
@@ -32,17 +47,11 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=4, help="at most this many cases")
     given = parser.parse_args()
     config = load_config("config.yaml", scale=given.scale)
-    cases = [case for case in read_cases(f"results/{given.scale}/{given.study}/prepared/cases.csv") if case.split == given.split][: given.most]
-    rows = []
+    cases = validation_cases(given.scale, given.study, given.split, given.most)
+    run, rows = Run(threads=config.threads, seed=config.seed), []
     for candidate in given.candidates:
         settings = {**config.methods.get(given.method, {}), "use": given.method, **candidate}
-        with tempfile.TemporaryDirectory() as name:
-            manifest = Path(name) / "batch-0.csv"
-            write_manifest(register_batch(cases, settings, Run(threads=config.threads, seed=config.seed), manifest.parent), manifest)
-            measures = ["dice", "folding", "seconds"] + (["displacement_error_mm"] if cases[0].true_transform else [])
-            scores, failed = score_cases(cases, read_manifests([manifest]), study=given.study, method=given.method, measures=measures)
-        means = scores.groupby("metric")["value"].mean().round(4).to_dict()
-        rows.append({"settings": json.dumps(candidate), "cases": len(cases), "failed": len(failed), **means})
+        rows.append({"settings": json.dumps(candidate)} | compared(given.study, cases, settings, run))
         print(rows[-1], flush=True)
     report(rows, f"tuning-{given.study}-{given.method}")
 

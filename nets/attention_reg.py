@@ -11,6 +11,9 @@ from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_gri
 LEAST_GRID: Grid = (4, 8, 8)
 """Two tokens along each axis (ours), so that batch norm has something to average over in a batch of one."""
 
+MAP_STRIDES: Grid = (2, 4, 4)
+"""Voxels of the input along (z, y, x) from one place of the maps to the next; place (0, 0, 0) is centred on voxel (0, 0, 0)."""
+
 Maps = tuple[torch.Tensor, torch.Tensor]
 
 

@@ -48,6 +48,11 @@ class Case(BaseModel):
     start_transform: Path | None = Field(None, description="rigid transform to start from (ITK .h5 or .tfm)")
 
     @property
+    def subjects(self) -> tuple[str, ...]:
+        """Whose volumes these are: one subject, or two."""
+        return tuple(dict.fromkeys((self.subject, self.moving_subject or self.subject)))
+
+    @property
     def paths(self) -> dict[str, Path]:
         """The files that are given, by column."""
         return {name: value for name, value in self if isinstance(value, Path)}

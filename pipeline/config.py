@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.attention import AttentionSettings
 from pipeline.errors import ConcordError, choices, explain
 from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
-from pipeline.table_settings import TableSettings, TestName
+from pipeline.table_settings import TableSettings, TestName, split_key
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
@@ -26,21 +27,33 @@ class _Settings(BaseModel):
 class ComparisonSettings(_Settings):
     """Which methods are tested against which, on what."""
 
-    reference: str = Field(description="method that the others are compared with")
-    measures: tuple[str, ...] = Field(description="measures to test")
+    reference: str = Field("", description="method that all the others are compared with; empty: only the pairs are compared")
+    pairs: tuple[tuple[str, str], ...] = Field((), description="more comparisons, such as ablations: [method, method that it is compared with]")
+    measures: tuple[str, ...] = Field(description="measures to test; measure@start over the registrations from that start alone")
     tests: tuple[TestName, ...] = Field(
-        ("paired-t", "one-sided-t", "wilcoxon", "sample-one-sided-t"), description="tests to run, each Holm-corrected over its table"
+        ("paired-t", "one-sided-t", "wilcoxon", "sample-one-sided-t"),
+        description="tests to run, each Holm-corrected over all comparisons of a measure",
     )
+
+    @model_validator(mode="after")
+    def _something(self) -> ComparisonSettings:
+        if not self.reference and not self.pairs:
+            raise ValueError("neither reference nor pairs: expected one of them, or no comparison")
+        return self
 
 
 class FigureSettings(_Settings):
     """A figure drawn from the scores."""
 
-    kind: Literal["scatter", "boxplots"] = Field(
-        description="scatter: final against initial score a case; boxplots: a panel a measure, a box a method"
+    kind: Literal["scatter", "boxplots", "success"] = Field(
+        description="scatter: final against initial score a registration, or one measure against another; boxplots: a panel a measure, a box a "
+        "method; success: share of registrations below an error"
     )
     title: str = Field(description="heading of the figure")
-    measures: tuple[str, ...] = Field(("dice",), description="measures shown; a scatter shows the first")
+    measures: tuple[str, ...] = Field(("dice",), description="measures shown; scatter and success show the first")
+    against: str = Field("", description="of a scatter: measure on the horizontal axis; empty: the same one before registration")
+    limits: tuple[float, ...] = Field((2.0, 4.0, 5.0), min_length=1, description="of success: errors that are marked")
+    start: str = Field("", description="registrations from this start only; empty: from all")
     methods: tuple[str, ...] = Field((), description="methods shown; empty: all of the study")
     caption: str = Field("", description="added to the caption in the report")
 
@@ -84,6 +97,7 @@ class StudySettings(_Settings):
     tables: dict[str, TableSettings] = Field(default_factory=dict, description="tables by name")
     figures: dict[str, FigureSettings] = Field(default_factory=dict, description="figures by name")
     landscapes: dict[str, LandscapeSettings] = Field(default_factory=dict, description="figures of similarities around the truth, by name")
+    attention: dict[str, AttentionSettings] = Field(default_factory=dict, description="figures of what attention networks look at, by name")
     pictures: PictureSettings = Field(default_factory=PictureSettings, description="pictures of cases")
 
 
@@ -206,19 +220,40 @@ def _check_references(config: Config) -> None:
         _known(f"{where}.methods", study.methods, config.methods, more=METHODS)
         _known(f"{where}.measures", study.measures, MEASURES)
         if study.comparison:
-            _known(f"{where}.comparison.reference", (study.comparison.reference,), study.methods)
-            _known(f"{where}.comparison.measures", study.comparison.measures, study.measures)
+            _check_comparison(f"{where}.comparison", study.comparison, study)
         for table_name, table in study.tables.items():
             _known(f"{where}.tables.{table_name}.columns", tuple(column.metric for column in table.all_columns), study.measures)
         for figure_name, figure in study.figures.items():
             _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
+            _known(f"{where}.figures.{figure_name}.against", (figure.against,) if figure.against else (), study.measures)
             _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
         for name, landscape in study.landscapes.items():
             _known(f"{where}.landscapes.{name}.dataset", (landscape.dataset,), config.datasets)
             _known(f"{where}.landscapes.{name}.methods", landscape.methods, study.methods)
             _check_paths(config, landscape.dataset)
+        for name, shown in study.attention.items():
+            _check_attention(config, f"{where}.attention.{name}", shown, study)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
         _check_paths(config, study.dataset)
+
+
+def _check_comparison(where: str, comparison: ComparisonSettings, study: StudySettings) -> None:
+    _known(f"{where}.reference", (comparison.reference,) if comparison.reference else (), study.methods)
+    _known(f"{where}.pairs", tuple(name for pair in comparison.pairs for name in pair), study.methods)
+    _known(f"{where}.measures", tuple(split_key(measure)[0] for measure in comparison.measures), study.measures)
+
+
+def _check_attention(config: Config, where: str, shown: AttentionSettings, study: StudySettings) -> None:
+    """The methods of the figure are fitted networks of the kinds that it compares."""
+    for key, network in (("method", "attention-reg"), ("without", "feature-reg")):
+        if not (name := getattr(shown, key)):
+            continue
+        _known(f"{where}.{key}", (name,), study.methods)
+        first = config.fits_of(name)[:1]
+        kinds = [config.fit(fit).get("network") for fit in first if config.fits[fit].learner == "rigid-network"]
+        if config.method(name)["use"] != "attention-reg" or kinds != [network]:
+            found = f"its use is {config.method(name)['use']}, its fit {first[0] if first else 'none'}, a network {kinds[0] if kinds else 'of no such kind'}"
+            raise ConcordError(f"config.yaml.{where}.{key}: {name!r}: {found}; expected a method of use attention-reg and a fit of network {network}")
 
 
 def _check_paths(config: Config, dataset: str) -> None:

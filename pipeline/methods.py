@@ -29,6 +29,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "syn": ("pipeline.classical.syn:SyN", {}),
     "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
     "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
+    "field-network": ("pipeline.learned.field_method:FieldNetwork", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""
@@ -46,6 +47,8 @@ class Pair:
     moving_modality: str = ""
     fixed_labels: Volume | None = None
     """For methods that say `uses_labels`, and nobody else."""
+    subjects: tuple[str, ...] = ()
+    """Whose volumes these are, where known: for networks, which should not have been fitted to them."""
 
 
 @dataclass(frozen=True)

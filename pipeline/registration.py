@@ -21,8 +21,10 @@ from pipeline.volumes import Volume, read_volume
 
 log = logging.getLogger(__name__)
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "start_transform")
-COST = ("seconds", "peak_memory_mib", "iteration_ms")
-COLUMNS = ("case", "status", "transform", *COST, "reason")
+FROM_TRACE = ("inference_ms", "parameters", "spread_mm")
+"""Columns of a trace that are a cost: what networks tell of themselves, the mean over stages, and of the spread the last stage's."""
+COST = ("seconds", "peak_memory_mib", "iteration_ms", *FROM_TRACE)
+COLUMNS = ("case", "status", "transform", *COST, "device", "reason")
 MOST_ATTEMPTS = 2
 
 
@@ -51,7 +53,9 @@ def read_manifests(paths: Iterable[Path]) -> pd.DataFrame:
     """All batches' manifests as one table; `transform` becomes a path, or None where the case failed."""
     tables = []
     for path in paths:
-        table = pd.read_csv(path, dtype={"case": str, "reason": str, "transform": str}, keep_default_na=False, na_values=dict.fromkeys(COST, ""))
+        table = pd.read_csv(
+            path, dtype=dict.fromkeys(("case", "reason", "transform", "device"), str), keep_default_na=False, na_values=dict.fromkeys(COST, "")
+        )
         table["transform"] = [path.parent / name if name else None for name in table["transform"]]
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
@@ -84,7 +88,7 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
         if traced.trace:
             trace = pd.DataFrame(traced.trace)
             write_text(folder / f"{case.case}.trace.csv", trace.to_csv(index=False))
-            record["iteration_ms"] = 1000 * float(trace["seconds"].median())
+            record |= _costs_of(trace)
         write_transform(transform, transform_file)
     except ConcordError as error:
         return _finish(case, record, record_file, status="failed", reason=str(error))
@@ -100,7 +104,15 @@ def load_pair(case: Case, *, labels: bool = False) -> Pair:
     masks = {name: _read_if(getattr(case, name)) for name in ("fixed_mask", "moving_mask")}
     modalities = {"fixed_modality": case.fixed_modality, "moving_modality": case.moving_modality}
     known = _read_if(case.fixed_labels) if labels else None
-    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks, **modalities, fixed_labels=known)
+    return Pair(read_volume(case.fixed), read_volume(case.moving), **masks, **modalities, fixed_labels=known, subjects=case.subjects)
+
+
+def _costs_of(trace: pd.DataFrame) -> dict[str, Any]:
+    """What a run's trace says of its cost: the median iteration, and what networks tell where it has any."""
+    known = {name: trace[name].dropna() for name in FROM_TRACE if name in trace}
+    told = {name: float(rows.iloc[-1] if name == "spread_mm" else rows.mean()) for name, rows in known.items() if len(rows)}
+    device = {"device": str(trace["device"].dropna().iloc[0])} if "device" in trace else {}
+    return {"iteration_ms": 1000 * float(trace["seconds"].median())} | told | device
 
 
 def _start_of(case: Case) -> Any:
@@ -130,5 +142,5 @@ def _finish(case: Case, record: dict[str, Any], path: Path, *, status: str, reas
 
 def _row(case: Case, record: Mapping[str, Any]) -> dict[str, Any]:
     done = record["status"] == "done"
-    cost = {name: record.get(name) for name in COST}
+    cost = {name: record.get(name) for name in COST} | {"device": record.get("device", "")}
     return {"case": case.case, "status": record["status"], "transform": f"{case.case}.h5" if done else "", **cost, "reason": record.get("reason", "")}

@@ -35,7 +35,12 @@ class Measure:
 
     def possible(self, case: Case) -> bool:
         """Whether the case has the files that the measure needs."""
-        return all(getattr(case, name) is not None for name in self.needs)
+        return not self.missing(case)
+
+    def missing(self, case: Case) -> str:
+        """Which files of those the case has not, in words; empty where it has them all."""
+        absent = ", ".join(name for name in self.needs if getattr(case, name) is None)
+        return f"no {absent}: without this measure" if absent else ""
 
 
 class Scored:
@@ -225,9 +230,13 @@ MEASURES: dict[str, Measure] = {
     "seconds": Measure("s", "lower", None),
     "iteration_ms": Measure("ms", "lower", None),
     "peak_memory_mib": Measure("MiB", "lower", None),
+    "inference_ms": Measure("ms", "lower", None),
+    "parameters": Measure("", "lower", None),
+    "spread_mm": Measure("mm", "lower", None),
 }
-"""Name in config and tables: unit, direction, function. Costs come from the manifest; `iteration_ms` is the median over a run of our own loop."""
-FROM_MANIFEST = ("seconds", "peak_memory_mib", "iteration_ms")
+"""Name in config and tables: unit, direction, function. Costs come from the manifest; `iteration_ms` is the median of our loop's iterations,
+`inference_ms` (resampling and network, warm) and `parameters` the mean of a network's stages, `spread_mm` how the last one's averages disagree."""
+FROM_MANIFEST = ("seconds", "peak_memory_mib", "iteration_ms", "inference_ms", "parameters", "spread_mm")
 
 
 def score_cases(
@@ -236,10 +245,9 @@ def score_cases(
     """Scores of one method's cases, and the cases that could not be registered or scored, with the reason.
 
     A measure for which no case has the files (a true transform, landmarks) is left out with a warning; where only some lack
-    them, those cases are excluded by name.
+    them, it is left out of those cases, which are named with it.
     """
-    rows: list[tuple[object, ...]] = []
-    excluded: list[Exclusion] = []
+    rows, excluded = [], []
     outcome = manifest.set_index("case")
     cases, measures = list(cases), list(measures)
     beyond = [name for name in measures if not any(MEASURES[name].possible(case) for case in cases)]
@@ -257,7 +265,10 @@ def score_cases(
         try:
             scored = Scored(case, result["transform"])
             head = (study, method, case.fold, case.subject, case.case, case.start)
-            mine = [(*head, *row) for name in measures for row in (_cost_rows(name, result) if name in FROM_MANIFEST else measure_rows(name, scored))]
+            lacking = {name: reason for name in measures if (reason := MEASURES[name].missing(case))}
+            excluded += [Exclusion(case.case, f"{method} ({name})", reason) for name, reason in lacking.items()]
+            able = [name for name in measures if name not in lacking]
+            mine = [(*head, *row) for name in able for row in (_cost_rows(name, result) if name in FROM_MANIFEST else measure_rows(name, scored))]
         except (ConcordError, ValueError) as error:
             excluded.append(Exclusion(case.case, f"{method} (scoring)", str(error)))
             continue
@@ -276,8 +287,10 @@ def measure_rows(name: str, scored: Scored) -> Iterator[tuple[str, str, float, s
 
 def _cost_rows(name: str, result: pd.Series) -> list[tuple[str, str, float, str]]:
     """One row, or none where the method has no such cost."""
-    value = result.get(name)
-    return [] if pd.isna(value) else [("", name, float(value), MEASURES[name].unit)]
+    value, device = result.get(name), result.get("device")
+    # milliseconds mean nothing without their device, and those of two devices must not be pooled
+    unit = MEASURES[name].unit + (f" on {device}" if name == "inference_ms" and device else "")
+    return [] if pd.isna(value) else [("", name, float(value), unit)]
 
 
 def read_scores(path: Path) -> pd.DataFrame:

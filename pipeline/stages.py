@@ -167,26 +167,14 @@ def gather_stage(tables: tuple[Path, ...], out: Path) -> None:
 @click.option("--seed", type=int, default=0)
 @click.option("--out", type=PATH, required=True, help="stem of the tables to write")
 def compare_stage(scores: Path, settings: dict[str, Any], seed: int, out: Path) -> None:
-    """Test the methods of a study against its reference."""
-    import pandas as pd
-
-    from pipeline.scoring import MEASURES, read_scores
-    from pipeline.statistics import compare
+    """Test the methods of a study against its reference and in pairs."""
+    from pipeline.comparing import compare_measures
+    from pipeline.config import ComparisonSettings
+    from pipeline.scoring import read_scores
     from pipeline.tables import write_comparisons
 
-    table = read_scores(scores)
-    found = [
-        compare(
-            table,
-            metric=measure,
-            reference=settings["reference"],
-            higher_is_better=MEASURES[measure].better == "higher",
-            tests=tuple(settings["tests"]),
-            seed=seed,
-        )
-        for measure in settings["measures"]
-    ]
-    write_comparisons(pd.concat(found, ignore_index=True), out)
+    found, untested = compare_measures(read_scores(scores), ComparisonSettings(**settings), seed=seed)
+    write_comparisons(found, out, untested=untested)
 
 
 @stage.command("table")
@@ -220,17 +208,13 @@ def table_stage(settings: dict[str, Any], methods: list[str], scores: Path, comp
 @click.option("--svg", type=PATH, required=True)
 def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png: Path, svg: Path, **context: str) -> None:
     """Draw a figure of a study."""
-    from pipeline.figures.boxplots import boxplots
-    from pipeline.figures.scatter import initial_against_final
+    from pipeline.config import FigureSettings
+    from pipeline.figures.study_figures import study_figure
     from pipeline.figures.style import save
     from pipeline.scoring import read_scores
 
-    table, shown = read_scores(scores), settings["methods"] or [name for name in methods if settings["kind"] != "scatter" or name != "identity"]
-    title = f"{settings['title']}\n{context['dataset']}, scale {context['scale']}"
-    if settings["kind"] == "scatter":
-        figure = initial_against_final(table, metric=settings["measures"][0], methods=shown, study_methods=methods, title=title)
-    else:
-        figure = boxplots(table, measures=settings["measures"], methods=shown, study_methods=methods, title=title)
+    chosen = FigureSettings(**settings)
+    figure = study_figure(chosen, read_scores(scores), methods, f"{chosen.title}\n{context['dataset']}, scale {context['scale']}")
     save(figure, png)
     save(figure, svg)
 
@@ -287,22 +271,46 @@ def landscape_figure_stage(tables: tuple[Path, ...], methods: list[str], title: 
     save(figure, svg)
 
 
+@stage.command("attention")
+@click.option("--settings", type=Json(), required=True, help="the figure's settings")
+@click.option("--method", type=Json(), required=True, help="settings of its method, `use` among them")
+@click.option("--source", default="", help="dataset and scale in words")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--weights", type=EXISTING, required=True, help="trained weights of the method's first stage")
+@click.option("--without", type=EXISTING, help="weights of the network without attention that is shown beside")
+@click.option("--threads", type=int, default=1)
+@click.option("--png", type=PATH, required=True)
+@click.option("--svg", type=PATH, required=True)
+def attention_stage(settings: dict[str, Any], method: dict[str, Any], png: Path, svg: Path, **files: Any) -> None:
+    """Draw what a network of rigid registration looks at in one case."""
+    from pipeline.attention import AttentionSettings, attention_figure
+    from pipeline.cases import read_cases
+    from pipeline.figures.style import save
+    from pipeline.methods import create_method
+
+    weights = [path for path in (files["weights"], files["without"]) if path is not None]
+    methods = [create_method(method["use"], {**method, **with_weights((path,))}) for path in weights]
+    figure = attention_figure(AttentionSettings(**settings), methods, read_cases(files["cases"]), source=files["source"], threads=files["threads"])
+    save(figure, png)
+    save(figure, svg)
+
+
 @stage.command("pictures")
 @click.argument("manifests", type=EXISTING, nargs=-1, required=True)
 @click.option("--method", required=True)
-@click.option("--measure", required=True, help="measure by which cases are ranked")
+@click.option("--measures", type=Json(), required=True, help="measures of the study: the first that has scores ranks the cases")
 @click.option("--cases", type=EXISTING, required=True)
 @click.option("--scores", type=EXISTING, required=True)
 @click.option("--most", type=int, required=True, help="at most this many pictures")
 @click.option("--out", type=PATH, required=True, help="folder for the pictures")
-def pictures_stage(manifests: tuple[Path, ...], method: str, measure: str, cases: Path, scores: Path, most: int, out: Path) -> None:
+def pictures_stage(manifests: tuple[Path, ...], method: str, measures: list[str], cases: Path, scores: Path, most: int, out: Path) -> None:
     """Draw cases of one method before and after registration, from the worst to the best."""
     from pipeline.cases import read_cases
     from pipeline.figures.case_pictures import draw_cases, spread_cases
     from pipeline.registration import read_manifests
     from pipeline.scoring import read_scores
 
-    names = spread_cases(read_scores(scores), method, measure, most)
+    names = spread_cases(read_scores(scores), method, measures, most)
     draw_cases(read_cases(cases), read_manifests(manifests), names, method=method, folder=out)
 
 

@@ -99,21 +99,21 @@ def compare(
     scores: pd.DataFrame,
     *,
     metric: str,
-    reference: str,
     higher_is_better: bool,
     seed: int,
+    reference: str = "",
     methods: Sequence[str] | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
     tests: Sequence[str] = ("paired-t", "wilcoxon"),
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Compare methods (default: all others) with a reference: one row a test and method, columns `COMPARISON_COLUMNS`.
+    """Compare methods (default: all others) with a reference, and each of `pairs` (method, its own reference): a row a test and comparison.
 
     Only values that both methods have and that are finite are paired; the note counts the others. `mean_difference` is
     method minus reference in the metric's unit, with a percentile bootstrap interval over the paired units (whole subjects
     for `mixed-model`), from `seed`. `effect_size` is Cohen's d_z, the mean of the units' differences over their standard
-    deviation (n - 1). `p_holm` is corrected by Holm's method over the methods of one test. A test that cannot be made has
-    p nan and says why in `note`. Tests (`TESTS`):
-
+    deviation (n - 1). `p_holm` is corrected by Holm's method over all comparisons of one test. A test that cannot be made has
+    p nan and says why in `note`. Columns are `COMPARISON_COLUMNS`. Tests (`TESTS`):
     - `paired-t`, `wilcoxon` (signed-rank, zero differences dropped): two-sided, over subjects; `one-sided-t`: the method
       is better than the reference, in the direction of `higher_is_better`;
     - `sample-paired-t`, `sample-one-sided-t`: the same over samples, as the papers test (Attention-Reg; Simonovsky et al.
@@ -126,15 +126,16 @@ def compare(
 
     rows = _rows_of(scores, metric)
     known = list(rows["method"].unique())
-    _check_names(known, reference, methods or [], tests)
+    _check_names(known, [*([reference] if reference else []), *(methods or []), *(name for pair in pairs for name in pair)], tests)
     if not 0 < confidence < 1:
         raise ConcordError(f"confidence {confidence}; expected a number between 0 and 1, such as 0.95")
-    others = [m for m in dict.fromkeys(methods or known) if m != reference]
+    others = [(m, reference) for m in methods or known if m != reference] if reference else []
+    wanted = list(dict.fromkeys([*others, *pairs]))
     settings = _Settings("greater" if higher_is_better else "less", confidence, seed)
-    paired = {method: _paired(rows, method, reference) for method in others}
+    paired = {pair: _paired(rows, *pair) for pair in wanted}
     table = []
     for name in tests:
-        found = [{"metric": metric, "method": m, "reference": reference, "test": name} | _comparison(*paired[m], name, settings) for m in others]
+        found = [{"metric": metric, "method": m, "reference": r, "test": name} | _comparison(*paired[m, r], name, settings) for m, r in wanted]
         corrected = holm([row["p"] for row in found])
         table += [row | {"p_holm": p} for row, p in zip(found, corrected, strict=True)]
     return pd.DataFrame(table, columns=list(COMPARISON_COLUMNS))
@@ -222,7 +223,7 @@ TESTS = {
 
 
 def _rows_of(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The metric's values as (method, subject, case, start, structure, value), each key once: folds that share a case are averaged."""
+    """The metric's values by method, subject, case, start and structure, each key once: folds that share a case are averaged."""
     missing = [c for c in SCORE_COLUMNS if c not in scores.columns]
     if missing:
         raise ConcordError(f"scores: no column {', '.join(missing)}; expected {', '.join(SCORE_COLUMNS)}")
@@ -244,8 +245,8 @@ def _rows_of(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return rows.groupby(["method", *SAMPLE, "structure"], sort=False, as_index=False)["value"].mean()
 
 
-def _check_names(known: list[str], reference: str, methods: Sequence[str], tests: Sequence[str]) -> None:
-    for kind, names, allowed in (("method", [reference, *methods], known), ("test", tests, list(TESTS))):
+def _check_names(known: list[str], methods: Sequence[str], tests: Sequence[str]) -> None:
+    for kind, names, allowed in (("method", methods, known), ("test", tests, list(TESTS))):
         for name in names:
             if name not in allowed:
                 raise ConcordError(f"comparison: no {kind} {name!r} here; expected one of: {', '.join(map(str, allowed))}")

@@ -63,12 +63,15 @@ class Grid:
 
 
 def number(value: float, digits: int) -> str:
-    """`value` with `digits` decimals; a dash where it is not finite, and an exponent where it would vanish: 3.2e-06 at 3 digits."""
+    """`value` with `digits` decimals; a dash where it is not finite, and an exponent where it would vanish: 3.2e-06 at 3 digits.
+
+    Whole numbers of five digits and more have commas: 1,248,777.
+    """
     if not math.isfinite(value):
         return DASH
     text = f"{value:.{digits}f}"
     if float(text) != 0:
-        return text
+        return f"{value:,.0f}" if digits == 0 and abs(value) >= 10_000 else text
     return f"{0:.{digits}f}" if value == 0 else re.sub(r"e([+-])0(\d)$", r"e\1\2", f"{value:.1e}")
 
 

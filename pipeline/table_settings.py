@@ -38,12 +38,23 @@ STYLES: dict[str, tuple[str, float, int]] = {
     "seconds": ("Time (s)", 1, 1),
     "iteration_ms": ("Iteration (ms)", 1, 0),
     "peak_memory_mib": ("Peak memory (MiB)", 1, 0),
+    "inference_ms": ("Inference (ms a stage)", 1, 1),
+    "parameters": ("Parameters a stage", 1, 0),
+    "spread_mm": ("Spread of predictions (mm)", 1, 2),
 }
 
 
-def measure_label(metric: str) -> tuple[str, float, int]:
-    """Head with unit, factor and decimals of a measure; one without a style of its own is shown as it is."""
-    return STYLES.get(metric, (metric.replace("_", " "), 1, 3))
+def split_key(key: str) -> tuple[str, str]:
+    """Measure and start of `measure@start`; an empty start stands for all."""
+    measure, _, start = key.partition("@")
+    return measure, start
+
+
+def measure_label(key: str) -> tuple[str, float, int]:
+    """Head with unit, factor and decimals of a measure or `measure@start`; one without a style of its own is shown as it is."""
+    metric, start = split_key(key)
+    label, factor, digits = STYLES.get(metric, (metric.replace("_", " "), 1, 3))
+    return f"{label}, from {start}" if start else label, factor, digits
 
 
 class ColumnSettings(BaseModel):
@@ -54,7 +65,7 @@ class ColumnSettings(BaseModel):
     metric: str = Field(description="measure")
     label: str = Field("", description="head of the column; empty: the measure's usual name and unit")
     structure: str = Field("", description="value of one structure only; empty: mean over structures. Tests are made over all structures")
-    start: str = Field("", description="registrations from this start only; empty: from all. Tests are made over all starts")
+    start: str = Field("", description="registrations from this start only; empty: from all. a test of this column is that of measure@start")
     better: Literal["higher", "lower", "neither"] | None = Field(None, description="which way is better; null: as the measure says")
     digits: int | None = Field(None, ge=0, le=8, description="decimals; null: the measure's usual number")
     factor: float | None = Field(None, gt=0, description="values are multiplied by this, 100 for percent; null: the measure's usual factor")

@@ -117,8 +117,13 @@ def write_table(table: Table, stem: Path | str) -> None:
     write_text(f"{stem}.html", to_html(table.grid))
 
 
-def write_comparisons(comparisons: pd.DataFrame, stem: Path | str, *, title: str = "Comparisons", confidence: float = 0.95) -> None:
-    """Write every test as stem.csv (as given), .md and .html: tests over subjects first, those over registrations named so."""
+def write_comparisons(
+    comparisons: pd.DataFrame, stem: Path | str, *, title: str = "Comparisons", confidence: float = 0.95, untested: Sequence[str] = ()
+) -> None:
+    """Write every test as stem.csv (as given), .md and .html: tests over subjects first, those over registrations named so.
+
+    `untested` are the measures that nobody has scores of; the caption names them.
+    """
     from pipeline.table_captions import comparisons_caption
 
     heads = ("Measure", "Method", "Reference", "Test", "Unit", "n", f"Mean difference [{100 * confidence:g} % CI]", "d_z", "p", "p (Holm)", "Note")
@@ -127,7 +132,7 @@ def write_comparisons(comparisons: pd.DataFrame, stem: Path | str, *, title: str
     known = {name: list(dict.fromkeys([*first, *comparisons[name]])) for name, first in order.items()}
     ordered = comparisons.sort_values(list(order), key=lambda column: column.map(known[column.name].index), kind="stable")
     rows = tuple(_comparison_cells(row) for row in ordered.to_dict("records"))
-    grid = Grid(title, tuple(Heading(*pair) for pair in zip(heads, kinds, strict=True)), rows, comparisons_caption(confidence))
+    grid = Grid(title, tuple(Heading(*pair) for pair in zip(heads, kinds, strict=True)), rows, comparisons_caption(confidence, untested))
     write_text(f"{stem}.csv", comparisons.to_csv(index=False))
     write_text(f"{stem}.md", to_markdown(grid))
     write_text(f"{stem}.html", to_html(grid))
@@ -161,7 +166,7 @@ def _check_names(settings: TableSettings, scores: pd.DataFrame, context: TableCo
 
 def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFrame, comparisons: pd.DataFrame | None) -> list[Entry]:
     """The entries of one measure, from the first row to the last, ranked."""
-    units = scores.loc[scores["metric"] == column.metric, "unit"].dropna()
+    units = scores[scores["metric"] == column.metric].groupby("method")["unit"].first()
     values = sample_values(scores, column.metric, column.structure, column.start)
     entries = []
     for method in settings.rows:
@@ -169,21 +174,21 @@ def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFram
         compared = _compared(settings, column, method, comparisons)
         published = settings.published.get(method, {}).get(column.key, "")
         mark = _mark(compared, column.direction, settings.alpha)
-        entries.append(Entry(method, column, len(mine), "".join(units[:1]), _statistics(mine), compared, published, mark))
+        entries.append(Entry(method, column, len(mine), units.get(method, ""), _statistics(mine), compared, published, mark))
     return _ranked(entries, settings)
 
 
 def _statistics(values: pd.Series) -> dict[str, float]:
-    """Mean, standard deviation (n - 1), median and quartiles. Equal values have none, where rounding would leave a residue of 1e-17."""
-    spread = values.std(ddof=1) if values.nunique() != 1 or len(values) < 2 else 0.0
+    """Mean, standard deviation (n - 1), median and quartiles. Values that are equal but for rounding have none (ours: 1e-9 of the largest)."""
+    spread = values.std(ddof=1) if len(values) < 2 or values.max() - values.min() > 1e-9 * values.abs().max() else 0.0
     found = (values.mean(), spread, values.median(), values.quantile(0.25), values.quantile(0.75))
     return dict(zip(STATISTICS, map(float, found), strict=True))
 
 
 def _compared(settings: TableSettings, column: ColumnSettings, method: str, comparisons: pd.DataFrame | None) -> dict[str, float]:
-    """The test that decides on the mark; nan where none was made, as for a single structure or start."""
-    if comparisons is not None and settings.reference and not column.structure and not column.start:
-        wanted = {"metric": column.metric, "method": method, "reference": settings.reference, "test": settings.test}
+    """The test that decides on the mark; nan where none was made, as for a single structure."""
+    if comparisons is not None and settings.reference and not column.structure:
+        wanted = {"metric": column.key, "method": method, "reference": settings.reference, "test": settings.test}
         for row in comparisons.to_dict("records"):
             if all(row[key] == value for key, value in wanted.items()):
                 return {key: float(row[key]) for key in COMPARED}
@@ -223,7 +228,8 @@ def _text(entry: Entry, settings: TableSettings) -> str:
         return DASH
     if settings.statistic == "median [IQR]":
         return f"{_printed(entry, 'median')} [{_printed(entry, 'q1')}–{_printed(entry, 'q3')}]"
-    return _printed(entry, "mean") + (f" ± {_printed(entry, 'sd')}" if entry.n > 1 else "")
+    counted = not entry.column.shown[2] and not entry.statistics["sd"]  # whole numbers that are all the same: a count needs no ± 0
+    return _printed(entry, "mean") + (f" ± {_printed(entry, 'sd')}" if entry.n > 1 and not counted else "")
 
 
 def _counts(settings: TableSettings, scores: pd.DataFrame, context: TableContext) -> dict[str, int]:

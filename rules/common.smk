@@ -18,6 +18,7 @@ wildcard_constraints:
     fit=names(settings.fits),
     batch=r"\d+",
     landscape=names(name for study in settings.studies.values() for name in study.landscapes),
+    attention=names(name for study in settings.studies.values() for name in study.attention),
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
 
@@ -45,6 +46,7 @@ def all_results():
         wanted += results_of(name, "tables", tables)
         wanted += results_of(name, "figures", [f"{figure}.png" for figure in study.figures])
         wanted += results_of(name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes])
+        wanted += results_of(name, "attention", [f"{shown}.png" for shown in study.attention])
         wanted += results_of(name, "pictures", study.pictures.methods)
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
@@ -68,9 +70,26 @@ def landscape_of(wildcards):
     return study_of(wildcards).landscapes[wildcards.landscape]
 
 
+def attention_of(wildcards):
+    """The settings of the job's figure of attention."""
+    return study_of(wildcards).attention[wildcards.attention]
+
+
+def attention_weights(wildcards):
+    """The weights of its network and, where asked for, of the one without attention beside it: first stages."""
+    shown = attention_of(wildcards)
+    used = {"weights": shown.method} | ({"without": shown.without} if shown.without else {})
+    return {key: weights_files(method)[0] for key, method in used.items()}
+
+
+def weights_files(method):
+    """The weights that a method takes, in order."""
+    return [f"{OUT}/weights/{fit}.safetensors" for fit in settings.fits_of(method)]
+
+
 def weights_of(wildcards):
-    """The weights that a method takes, where it is a learned one."""
-    return [f"{OUT}/weights/{fit}.safetensors" for fit in settings.fits_of(wildcards.method)]
+    """The weights that the job's method takes, where it is a learned one."""
+    return weights_files(wildcards.method)
 
 
 def weights_option(wildcards, input):

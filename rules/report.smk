@@ -99,6 +99,37 @@ rule landscape_figure:
         " --numbers {output.numbers:q} --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
 
 
+rule attention_figure:
+    input:
+        unpack(attention_weights),
+        cases=f"{STUDY}/prepared/cases.csv",
+        volumes=f"{STUDY}/prepared/volumes",
+    output:
+        png=report(
+            f"{STUDY}/attention/{{attention}}.png",
+            caption="../workflow/report/attention.rst",
+            category="{study}",
+            subcategory="Figures",
+            labels={"what": "{attention}"},
+        ),
+        svg=f"{STUDY}/attention/{{attention}}.svg",
+    log:
+        f"{OUT}/logs/attention_figure/{{study}}/{{attention}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/attention_figure/{{study}}/{{attention}}.tsv"
+    threads: settings.threads
+    params:
+        settings=lambda wildcards: as_json(attention_of(wildcards)),
+        method=lambda wildcards: as_json(settings.method(attention_of(wildcards).method)),
+        source=lambda wildcards: f"{study_of(wildcards).dataset}, scale {settings.scale}",
+        without=lambda wildcards, input: f"--without {input.without}" if "without" in input.keys() else "",
+        text=lambda wildcards: attention_of(wildcards).caption,
+    shell:
+        "python -m pipeline stage attention --settings {params.settings:q} --method {params.method:q} --source {params.source:q}"
+        " --cases {input.cases:q} --weights {input.weights:q} {params.without} --threads {threads}"
+        " --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
+
+
 rule pictures:
     input:
         manifests=manifests,
@@ -120,9 +151,9 @@ rule pictures:
         f"{OUT}/benchmarks/pictures/{{study}}/{{method}}.tsv"
     params:
         cases=lambda wildcards: study_of(wildcards).pictures.cases,
-        measure=lambda wildcards: study_of(wildcards).measures[0],
+        measures=lambda wildcards: json.dumps(study_of(wildcards).measures),
     shell:
-        "python -m pipeline stage pictures {input.manifests:q} --method {wildcards.method} --measure {params.measure}"
+        "python -m pipeline stage pictures {input.manifests:q} --method {wildcards.method} --measures {params.measures:q}"
         " --cases {input.cases:q} --scores {input.scores:q} --most {params.cases} --out {output:q} >{log:q} 2>&1"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.figures.style import GREY, chosen_methods, method_styles, new_figure, styled
+from pipeline.figures.style import GREY, chosen_methods, figure_styles, new_figure, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ def boxplots(
     Values are those of registrations, structures averaged. Raises `ConcordError` where a method has no scores.
     """
     shown = chosen_methods(methods, list(scores.loc[scores["metric"].isin(measures), "method"].unique()), f"boxplots of {', '.join(measures)}")
-    styles = method_styles([*study_methods, *shown])
+    styles = figure_styles(shown, study_methods)
     columns = min(3, len(measures))
     rows = -(-len(measures) // columns)
     figure = new_figure(max(3.6, 0.75 * len(shown) + 1.1) * columns, 4.1 * rows + 0.4)

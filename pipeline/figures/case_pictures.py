@@ -14,9 +14,11 @@ from pipeline.figures.style import save
 from pipeline.scoring import MEASURES, Scored
 
 
-def spread_cases(scores: pd.DataFrame, method: str, measure: str, most: int) -> list[str]:
-    """At most `most` cases of a method, evenly from its worst to its best by the mean of a measure over structures."""
-    mine = scores[(scores["method"] == method) & (scores["metric"] == measure)]
+def spread_cases(scores: pd.DataFrame, method: str, measures: Sequence[str], most: int) -> list[str]:
+    """At most `most` cases of a method, evenly from its worst to its best by the mean over structures of the first measure with scores."""
+    known = scores[(scores["method"] == method) & scores["value"].notna()]
+    measure = next((name for name in measures if name in set(known["metric"])), measures[0])
+    mine = known[known["metric"] == measure]
     ranked = mine.groupby("case")["value"].mean().sort_values(ascending=MEASURES[measure].better == "higher", kind="stable")
     chosen = np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).round().astype(int)) if len(ranked) else []
     return [str(ranked.index[place]) for place in chosen]

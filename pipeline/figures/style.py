@@ -56,9 +56,25 @@ PALETTE = (
     "#117733",
     "#661100",
     "#88CCEE",
+    "#44AA99",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
-PLACES = ("mi", "mind", "demons", "syn", "affine", "symgn", "mi-masked", "mind-ssc", "syn-cc", "rigid-mi", "rigid-mind", "loop", "attention-reg")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "H")
+PLACES = (
+    "mi",
+    "mind",
+    "demons",
+    "syn",
+    "affine",
+    "symgn",
+    "mi-masked",
+    "mind-ssc",
+    "syn-cc",
+    "rigid-mi",
+    "rigid-mind",
+    "loop",
+    "attention-reg",
+    "field-network",
+)
 """Methods whose place in the palette is fixed; others take the next one in the order of the study's methods."""
 
 
@@ -78,6 +94,25 @@ def method_styles(methods: Sequence[str]) -> dict[str, MethodStyle]:
     places = known | {method: free[index % len(free)] for index, method in enumerate(others)}
     styles = {method: MethodStyle(PALETTE[place], MARKERS[place]) for method, place in places.items()}
     return {method: styles.get(method, MethodStyle(GREY, "o")) for method in dict.fromkeys(methods)}
+
+
+def figure_styles(shown: Sequence[str], study_methods: Sequence[str] = ()) -> dict[str, MethodStyle]:
+    """The study's styles of one figure's methods; of two that share a colour, as happens beyond the palette, the later takes a free one."""
+    known = method_styles([*study_methods, *shown])
+    styles: dict[str, MethodStyle] = {}
+    for method in shown:
+        # colours that nobody in this figure has by right go first, so that as few methods as possible change theirs
+        wanted = {known[name].colour for name in shown} | {style.colour for style in styles.values()}
+        taken = known[method].colour in {style.colour for style in styles.values()} - {GREY}
+        free = [place for place, colour in enumerate(PALETTE) if colour not in wanted] if taken else []
+        place = max(free, key=lambda place: min(_apart(PALETTE[place], colour) for colour in wanted), default=None)
+        styles[method] = known[method] if place is None else MethodStyle(PALETTE[place], MARKERS[place])
+    return styles
+
+
+def _apart(one: str, other: str) -> float:
+    """Squared distance of two colours `#rrggbb` as red, green and blue."""
+    return sum((int(one[k : k + 2], 16) - int(other[k : k + 2], 16)) ** 2 for k in (1, 3, 5))
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -13,6 +13,7 @@ from pipeline.errors import ConcordError, choices, explain
 from pipeline.methods import Run
 
 LEARNERS: dict[str, tuple[str, str]] = {
+    "field-network": ("pipeline.learned.field:FieldFit", "pipeline.learned.field:fit_to_cases"),
     "patch-metric": ("pipeline.learned.patch_metric:PatchMetricFit", "pipeline.learned.patch_metric:fit_to_cases"),
     "rigid-network": ("pipeline.learned.rigid:RigidFit", "pipeline.learned.rigid:fit_to_cases"),
 }

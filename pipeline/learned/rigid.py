@@ -49,7 +49,9 @@ class RigidFit(BaseModel):
     batch: int = Field(8, ge=1, description="samples a step")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam")
     decay: Literal["steps", "cosine"] = Field("steps", description="learning rate: falls at the milestones, or as a cosine to zero (ours)")
-    milestones: tuple[int, ...] = Field((120, 170, 250), description="first epochs, counted from 1, of a lower learning rate")
+    milestones: tuple[int, ...] | int = Field(
+        (120, 170, 250), description="first epochs, counted from 1, of a lower learning rate; one number: lower after every so many epochs"
+    )
     factor: float = Field(0.3, gt=0, le=1, description="of the learning rate at a milestone")
     draws_per_epoch: int | None = Field(None, ge=1, description="samples an epoch; default one a training case")
     validation_draws: int = Field(5, ge=1, description="starting positions of each validation case, always the same ones")
@@ -64,6 +66,8 @@ class RigidFit(BaseModel):
     def _check(self) -> RigidFit:
         if not 0 <= self.sre_mm[0] <= self.sre_mm[1] or not self.sre_mm[1] > 0:
             raise ValueError(f"sre_mm {self.sre_mm}: expected two numbers in mm, 0 <= low <= high, high above 0")
+        if isinstance(self.milestones, int) and self.milestones < 1:
+            raise ValueError(f"milestones {self.milestones}: expected epochs, or one number of 1 or more")
         if self.pretrain is not None and self.network not in ("attention-reg", "feature-reg"):
             raise ValueError(f"pretrain: {self.network} has no extractors; expected attention-reg or feature-reg, or no pretraining")
         with torch.device("meta"):  # complains of a grid that is too small for the network, and draws nothing
@@ -87,7 +91,9 @@ class RigidFit(BaseModel):
         """
         if self.decay == "cosine":
             return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
-        return self.learning_rate * self.factor ** sum(milestone <= epoch + 1 for milestone in self.milestones)
+        every = isinstance(self.milestones, int)
+        times = epoch // self.milestones if every else sum(milestone <= epoch + 1 for milestone in self.milestones)
+        return self.learning_rate * self.factor**times
 
 
 def fit_rigid(

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from pipeline.transforms import Linear, Transform
 from pipeline.volumes import Geometry, Volume
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pipeline.learned.rigid_cases import Preparation
@@ -75,45 +77,72 @@ class RigidNetwork(Method):
         return stages | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
 
     def load(self) -> None:
-        """torch and the networks' code."""
+        """torch, the networks with their weights, and a first run of each on zeros: what follows is warm."""
         from pipeline.learned import rigid  # noqa: F401
 
+        if all(file.exists() for file in self.weights):  # what is wrong with the request is told by the registration
+            for network, how in self.networks:
+                _warm_up(network, how, self.averages, self.chosen_device)
         if self.refine is not None:
             self.refine.load()
+
+    @cached_property
+    def networks(self) -> tuple[tuple[nn.Module, Preparation], ...]:
+        """The network of every stage on its device, and how its input is made; read once."""
+        from pipeline.learned.rigid import load_rigid
+        from pipeline.learned.rigid_training import layout_of
+
+        loaded = [load_rigid(file)[:2] for file in self.weights]
+        device = self.chosen_device
+        return tuple((network.to(device, memory_format=layout_of(network, device)), how) for network, how in loaded)
+
+    @property
+    def chosen_device(self) -> torch.device:
+        """The device that the networks run on."""
+        from pipeline.learned.fitting import choose_device
+
+        return choose_device(self.device)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The rigid transform from fixed to moving points. `run.trace` gains a row a stage; `spread_mm` is how far the averages disagree.
 
+        The row's `inference_ms` is `resampling_ms`, the moving volume seen from where the stage starts, and `network_ms`; `prepare_ms`, reading
+        the fixed region and moving both volumes to the device, is told beside it. They are warm after `load`.
+
         Raises `ConcordError` for no weights, weights that do not fit, 2-D pairs, and masks that are missing, empty or cut off by the border.
         """
-        from pipeline.learned.fitting import choose_device, reproducible
+        from pipeline.learned.fitting import reproducible
 
         self._check(pair)
-        device, found = choose_device(self.device), np.eye(4)
+        found = np.eye(4)
         with reproducible(run.threads):
-            for number, file in enumerate(self.weights, start=1):
+            for number in range(1, len(self.weights) + 1):
                 run.report(f"network, stage {number} of {len(self.weights)}", (number - 1) / len(self.weights))
-                found = self._stage(file, number, pair, found, run, device)
+                found = self._stage(number, pair, found, run)
         region = self._region(pair)
         result = linear_of(found, _centre(region))
         if self.refine is None:
             return result
         return _rigid(run_method(self.refine, replace(pair, fixed_mask=region), run, result), _centre(region))
 
-    def _stage(self, file: Path, number: int, pair: Pair, before: np.ndarray, run: Run, device: Any) -> np.ndarray:
+    def _stage(self, number: int, pair: Pair, before: np.ndarray, run: Run) -> np.ndarray:
         """The transform after one network, from the one before it."""
-        from pipeline.learned.rigid import load_rigid
         from pipeline.learned.rigid_cases import RigidVolumes, rigid_case
 
-        network, how, _ = load_rigid(file)
-        clock = time.perf_counter()
-        how = self._as_fitted(how, file)
+        network, how = self.networks[number - 1]
+        laps = _Laps(self.chosen_device)
+        how = self._as_fitted(how, self.weights[number - 1])
         case = rigid_case(pair.fixed, pair.moving, pair.fixed_mask, how, labels=self._labels(pair) if how.input == "label" else None)
         corners = _corners(case.region)
         jitter = self._jitter(corners, case.centre_mm, np.random.default_rng([run.seed, number]))
         starts = before @ np.linalg.inv(jitter)
-        volumes = RigidVolumes([case], device).inputs(np.zeros(len(starts), int), starts)
-        answers = motion_matrix(_answers(network, volumes), case.centre_mm) @ jitter
+        volumes = RigidVolumes([case], laps.device)
+        laps.mark("prepare_ms")
+        inputs = volumes.inputs(np.zeros(len(starts), int), starts)
+        laps.mark("resampling_ms")
+        answers = _answers(network, inputs)
+        laps.mark("network_ms")
+        answers = motion_matrix(answers, case.centre_mm) @ jitter
         # averaged about the region's centre, where translation and rotation hang together least
         motion = motion_matrix(motion_parameters(answers, case.region.centre_mm).mean(0), case.region.centre_mm)
         ways = _moved(np.linalg.inv(answers), corners) - _moved(np.linalg.inv(motion), corners)
@@ -121,7 +150,7 @@ class RigidNetwork(Method):
         if run.trace is not None:
             known = {"stage": f"network {number}", "level": 0, "iteration": 0, "value": np.nan, "gradient_norm": np.nan}
             distances = {"step_mm": _length(step), "spread_mm": _length(ways) if self.averages > 1 else np.nan}
-            run.trace.append(known | distances | {"seconds": time.perf_counter() - clock})
+            run.trace.append(known | distances | laps.row() | _size_and_place(network, laps.device, run.threads))
         return before @ np.linalg.inv(motion)
 
     def _jitter(self, corners: np.ndarray, centre_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -166,14 +195,57 @@ class RigidNetwork(Method):
         return region_mask(pair.fixed_mask, self.enlarge)
 
 
-def _answers(network: nn.Module, volumes: Any) -> np.ndarray:
+class _Laps:
+    """Milliseconds of the parts of a stage; a GPU has finished its work at every mark."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.parts = device, {}
+        self._began = self._last = self._now()
+
+    def mark(self, name: str) -> None:
+        """End the part `name` here."""
+        now = self._now()
+        self.parts[name], self._last = 1000 * (now - self._last), now
+
+    def row(self) -> dict[str, float]:
+        """Every part, the inference's sum, and the seconds since the beginning."""
+        whole = {"inference_ms": self.parts["resampling_ms"] + self.parts["network_ms"], "seconds": self._now() - self._began}
+        return self.parts | whole
+
+    def _now(self) -> float:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _size_and_place(network: nn.Module, device: torch.device, threads: int) -> dict[str, Any]:
+    from pipeline.learned.fitting import described
+
+    used = f", {threads} thread{'' if threads == 1 else 's'}" if device.type == "cpu" else ""
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters()), "device": described(device) + used}
+
+
+def _warm_up(network: nn.Module, how: Preparation, averages: int, device: torch.device) -> None:
+    """One run on zeros, resampling and all: libraries choose their kernels and claim memory at the first."""
+    import torch
+
+    from pipeline.learned.rigid_cases import resampled
+
+    shape = torch.tensor(how.size, dtype=torch.float32, device=device).expand(averages, 3)
+    maps = torch.eye(4, device=device)[:3].expand(averages, 3, 4)
+    volumes, _ = resampled(torch.zeros((averages, 1, *how.grid), device=device), maps, shape, how.grid)
+    _answers(network, volumes.expand(-1, 2, -1, -1, -1))
+
+
+def _answers(network: nn.Module, volumes: torch.Tensor) -> np.ndarray:
     """The network's parameters `(n, 6)`, a few samples at a time."""
     import torch
 
     from pipeline.learned.rigid_training import layout_of
 
     layout = layout_of(network, volumes.device)
-    network = network.to(volumes.device, memory_format=layout)
     with torch.no_grad():
         parts = [network(part.contiguous(memory_format=layout)).float() for part in volumes.split(8)]
     return torch.cat(parts).double().cpu().numpy()

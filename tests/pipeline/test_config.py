@@ -82,6 +82,10 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/prepare/region", 0.3, "a slice has no box of its own"),
         ("studies/cardiac/prepare/slice", "labelled", "studies.cardiac.prepare.slice: unknown key; did you mean 'slices'"),
         ("studies/cardiac/comparison/reference", "symgn", "studies.cardiac.comparison.reference: no 'symgn'"),
+        ("studies/prostate/comparison/pairs", [["attention-1", "attention-3"]], "comparison.pairs: no 'attention-3'; did you mean"),
+        ("studies/prostate/comparison/measures", ["sr_mm@8mm"], "comparison.measures: no 'sr_mm'; did you mean 'sre_mm'"),
+        ("studies/prostate/comparison", {"measures": ["dice"]}, "studies.prostate.comparison.*neither reference nor pairs"),
+        ("studies/prostate/figures/uncertainty/against", "spread", "figures.uncertainty.against: no 'spread'; did you mean 'spread_mm'"),
         ("studies/cardiac/pictures/methods", ["symgn"], "studies.cardiac.pictures.methods: no 'symgn'"),
         ("studies/cardiac/figures/figure-4/kind", "pie", "studies.cardiac.figures.figure-4.kind: 'pie'"),
         ("studies/cardiac/tables/table-classical/columns", ["dise"], "no 'dise'"),
@@ -94,6 +98,11 @@ def changed(path: str, value) -> dict:
         ("fits/metric-k3/dataset", "brain-adul", "fits.metric-k3.dataset: no 'brain-adul'; did you mean 'brain-adult'"),
         ("fits/metric-k3/dataset", "ixi", "data/IXI"),
         ("studies/deep-metric/landscapes/figure-3/methods", ["ncc"], "landscapes.figure-3.methods: no 'ncc'"),
+        ("studies/prostate/attention/figure-4/method", "attention-3", "prostate.attention.figure-4.method: no 'attention-3'; did you mean"),
+        ("studies/prostate/attention/figure-4/method", "rigid-mi", "'rigid-mi': its use is rigid-mi, its fit none.*expected .* network attention-reg"),
+        ("studies/prostate/attention/figure-4/method", "feature-1", "its fit feature-stage-1, a network feature-reg; expected .* attention-reg"),
+        ("studies/prostate/attention/figure-4/without", "attention-1", "figure-4.without: 'attention-1': .* fit of network feature-reg"),
+        ("studies/prostate/attention/figure-4/point", [1, 2, 3], "attention.figure-4.point: unknown key; did you mean 'point_mm'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(path, value, told, tmp_path, monkeypatch):

@@ -123,16 +123,28 @@ def test_scores_are_tidy_and_failures_are_named(case, tmp_path):
         ["a", "1", "dice", 7 / 8],
         ["a", "2", "dice", 3 / 4],
         ["a", "", "seconds", 2.5],
+        ["unlabelled", "", "seconds", 1.0],  # what needs no labels is known of it all the same
     ]
-    assert [(row.case, row.reason.split(";")[0]) for row in excluded] == [
-        ("failed", "it diverged"),
-        ("absent", "not in any manifest"),
-        ("unlabelled", "case unlabelled: no fixed_labels"),
+    assert [(row.case, row.stage, row.reason.split(";")[0]) for row in excluded] == [
+        ("failed", "mi", "it diverged"),
+        ("absent", "mi", "not in any manifest"),
+        ("unlabelled", "mi (dice)", "no fixed_labels: without this measure"),
     ]
     scores.to_csv(tmp_path / "scores.csv", index=False)
     pd.testing.assert_frame_equal(
         read_scores(tmp_path / "scores.csv")[["case", "structure", "value"]], scores[["case", "structure", "value"]], check_dtype=False
     )
+
+
+def test_what_networks_cost_is_scored_and_milliseconds_name_their_device(case, tmp_path):
+    costs = {"seconds": 1.0, "inference_ms": 12.5, "parameters": 96777.0, "spread_mm": np.nan, "device": "cpu (toy), 1 thread"}
+    manifest = pd.DataFrame([{"case": "a", "status": "done", "transform": tmp_path / "found.h5"} | costs])
+    scores, _ = score_cases([case], manifest, study="x", method="mi", measures=["inference_ms", "parameters", "spread_mm", "seconds"])
+    assert scores[["metric", "value", "unit"]].to_numpy().tolist() == [
+        ["inference_ms", 12.5, "ms on cpu (toy), 1 thread"],
+        ["parameters", 96777.0, ""],
+        ["seconds", 1.0, "s"],
+    ]
 
 
 def test_a_measure_that_no_case_allows_is_left_out_and_not_the_cases(case, tmp_path, caplog):

@@ -337,6 +337,20 @@ def test_holm_is_taken_over_the_methods_of_one_test():
         assert np.isnan(block["p_holm"].iloc[3])
 
 
+def test_pairs_are_compared_with_their_own_references_and_holm_is_taken_over_all():
+    random = np.random.default_rng(9)
+    old = random.normal(0.7, 0.1, 12)
+    table = scores_of({"old": old, "new": old + random.normal(0.02, 0.03, 12), "newer": old + random.normal(0.05, 0.03, 12)})
+    options = {"metric": "dice", "higher_is_better": True, "tests": ["paired-t"], "seed": 1}
+    found = compare(table, reference="old", pairs=[("newer", "new"), ("new", "old")], **options)
+    assert list(zip(found["method"], found["reference"], strict=True)) == [("new", "old"), ("newer", "old"), ("newer", "new")]
+    np.testing.assert_allclose(found["p_holm"], holm(found["p"]))
+    alone = compare(table, pairs=[("newer", "new")], **options)
+    assert len(alone) == 1 and alone["p"][0] == found["p"][2] == row(table, "paired-t", "newer", "new")["p"]
+    with pytest.raises(ConcordError, match="no method 'newest'"):
+        compare(table, pairs=[("newest", "new")], **options)
+
+
 # ---- confidence intervals
 
 

@@ -126,7 +126,7 @@ def test_a_number_keeps_its_decimals_unless_it_would_vanish(value, text):
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.integers(0, 6))
 def test_a_printed_number_is_never_zero_for_a_value_that_is_not(value, digits):
-    printed = float(number(value, digits))
+    printed = float(number(value, digits).replace(",", ""))
     assert (printed == 0) == (value == 0)
     assert printed == pytest.approx(value, rel=0.06, abs=10.0**-digits)
 
@@ -222,6 +222,61 @@ def test_a_column_of_one_start_takes_that_start_only_and_is_not_marked():
     assert [heading.text for heading in table.grid.headings] == ["Method", "Dice, from far", "Dice, from far, published", "Dice"]
     assert table.rows[1][0].statistics["mean"] == pytest.approx(0.35)
     assert (table.rows[1][0].mark, table.rows[1][1].mark) == ("", "*")
+
+
+def test_a_column_of_one_start_is_marked_by_the_test_of_that_start():
+    scores = pd.concat([scores_of({"old": [0.5, 0.6], "new": [0.7, 0.8]}).assign(start=start) for start in ("near", "far")])
+    found = [comparison("new", 0.2, 0.001, metric="dice@far"), comparison("new", 0.2, 0.9)]
+    columns = [{"metric": "dice", "start": "far"}, {"metric": "dice", "start": "near"}, "dice"]
+    table = table_of(scores, found, rows=["old", "new"], columns=columns, reference="old")
+    assert [cell.mark for cell in table.grid.rows[1]] == ["", "*", "", ""]
+    assert "tested: Dice, from far, Dice." in caption(table)
+    assert "no finite value" not in caption(table)
+
+
+def test_a_value_that_is_missing_from_one_start_is_counted_among_that_start():
+    near, far = (scores_of({"old": [0.5, 0.6], "new": [0.7, 0.8]}).assign(start=start) for start in ("near", "far"))
+    far.loc[3, "value"] = math.nan
+    table = table_of(pd.concat([near, far]), rows=["old", "new"], columns=[{"metric": "dice", "start": "far"}, {"metric": "dice", "start": "near"}])
+    assert "new: Dice, from far over 1 of 2 (the others" in caption(table) and caption(table).count("no finite value") == 1
+
+
+def test_what_every_row_is_missing_is_told_once():
+    scores = pd.concat([SCORES, scores_of({name: [1.0, 2.0, math.nan] for name in ("identity", "old", "new")}, "tre_mm")])
+    assert caption(table_of(scores, columns=["dice", "tre_mm"])).count("Every row: TRE (mm) over 2 of 4 (the others") == 1
+    one = pd.concat([SCORES, scores_of({"old": [1.0, 2.0], "new": [1.0, 2.0, 3.0, 4.0]}, "tre_mm")])
+    assert "old: TRE (mm) over 2 of 4" in caption(table_of(one, columns=["dice", "tre_mm"], rows=["old", "new"]))
+
+
+def test_corrections_over_more_than_the_reference_are_told():
+    found = [comparison("new", 0.1, 0.01), comparison("identity", 0.1, 0.01), comparison("new", 0.1, 0.01, reference="identity")]
+    assert "over the 3 comparisons of a measure" in caption(table_of(comparisons=found, reference="old"))
+    assert "over the 2 methods compared" in caption(table_of(comparisons=found[:2], reference="old"))
+
+
+def test_a_measure_that_nobody_has_is_a_column_of_dashes_and_named():
+    table = table_of(columns=["dice", "sre_mm", {"metric": "dice", "start": "far"}])
+    assert [cell.text for cell in column(table, 2)] == [DASH] * 3 == [cell.text for cell in column(table, 3)]
+    assert "Without a single score, as no case has what they need or no method has such a cost: SRE (mm), Dice, from far." in caption(table)
+    assert "Without" not in caption(table_of())
+
+
+def test_counts_have_commas_and_no_deviation_where_all_are_the_same():
+    scores = pd.concat([SCORES, scores_of({"old": [1_248_777.0] * 4, "new": [96_777.0, 96_777.0]}, "parameters")])
+    table = table_of(scores, rows=["old", "new"], columns=["parameters"])
+    assert [cell.text for cell in column(table)] == ["1,248,777", "96,777"]
+
+
+def test_milliseconds_name_their_devices():
+    scores = pd.concat([SCORES, scores_of({"old": [3.0, 4.0]}, "inference_ms").assign(unit="ms on cuda (A)")])
+    scores = pd.concat([scores, scores_of({"new": [30.0, 40.0]}, "inference_ms").assign(unit="ms on cpu (B), 1 thread")])
+    assert "warm, on cpu (B), 1 thread; cuda (A); other jobs" in caption(table_of(scores, columns=["inference_ms"]))
+    assert "warm" not in caption(table_of())
+
+
+def test_the_table_of_comparisons_names_what_was_not_tested(tmp_path):
+    write_comparisons(pd.DataFrame(columns=list(COMPARISON_COLUMNS)), tmp_path / "none", untested=["sre_mm@8mm"])
+    assert "Not tested, as no case has what the measure needs: SRE (mm), from 8mm." in (tmp_path / "none.md").read_text()
 
 
 def test_a_column_of_one_structure_is_not_marked_by_a_test_over_all():

@@ -69,6 +69,14 @@ def test_twenty_epochs_lower_the_error_and_the_method_lowers_it_on_a_new_case(tm
     assert np.mean(after) < 3
 
 
+def test_the_learning_rate_falls_at_milestones_or_every_so_many_epochs():
+    listed, every = (settings(milestones=given, factor=0.5, learning_rate=1.0) for given in ((2, 4), 2))
+    assert [listed.rate(epoch, 0.0) for epoch in range(5)] == [1, 0.5, 0.5, 0.25, 0.25]
+    assert [every.rate(epoch, 0.0) for epoch in range(5)] == [1, 1, 0.5, 0.5, 0.25]
+    with pytest.raises(ValueError, match="milestones 0"):
+        settings(milestones=0)
+
+
 @pytest.mark.parametrize("loss", ["mse", "sre"])
 def test_a_step_is_adam_on_the_mean_loss_of_its_batch(tmp_path, loss):
     """Second implementation: two steps by hand with torch's Adam, the second after a milestone."""

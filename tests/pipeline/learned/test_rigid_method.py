@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from rigid_examples import TINY, tiny_case, truth_of, volumes
 from torch import nn
 
 from pipeline.errors import ConcordError
+from pipeline.learned import rigid
 from pipeline.learned.rigid import RigidFit, fit_rigid
 from pipeline.learned.rigid_cases import RigidVolumes
 from pipeline.learned.rigid_method import RigidNetwork
@@ -143,6 +145,48 @@ def test_averages_start_from_motions_of_one_to_two_millimetres_and_the_spread_te
     (row,) = run.trace
     assert row["spread_mm"] == pytest.approx(np.sqrt(((ways - ways.mean(0)) ** 2).sum(-1).mean()), rel=0.05)
     assert {"stage", "level", "iteration", "value", "step_mm", "gradient_norm", "seconds"} <= row.keys()
+
+
+def test_a_trace_tells_the_shares_of_a_stage_and_the_parameters_that_run(fitted):
+    method, run = RigidNetwork(weights=(fitted["image"], fitted["image"]), device="cpu"), Run(threads=1, trace=[])
+    method.register(PAIR, run)
+    for row in run.trace:
+        assert row["inference_ms"] == pytest.approx(row["resampling_ms"] + row["network_ms"])
+        assert min(row["prepare_ms"], row["resampling_ms"], row["network_ms"]) > 0
+        assert row["prepare_ms"] + row["inference_ms"] <= 1000 * row["seconds"]
+        assert row["parameters"] == load_weights(fitted["image"])[1]["parameters"]
+        assert row["device"].startswith("cpu (") and row["device"].endswith(", 1 thread")
+
+
+def test_what_a_part_of_a_stage_takes_is_told_of_that_part(monkeypatch):
+    """Halves of a tenth of a second in the network and a twentieth in the resampling land where they belong."""
+    network, inputs = Constant([0.0] * 6), RigidVolumes.inputs
+    monkeypatch.setattr(network, "forward", lambda volumes: time.sleep(0.1) or network.answer.expand(len(volumes), 6))
+    monkeypatch.setattr(RigidVolumes, "inputs", lambda *given: time.sleep(0.05) or inputs(*given))
+    run = Run(trace=[])
+    with_networks(monkeypatch, [network])().register(PAIR, run)
+    (row,) = run.trace
+    assert row["network_ms"] >= 100 and row["resampling_ms"] >= 50 and row["inference_ms"] >= 150
+
+
+def test_loading_reads_every_network_once_and_runs_it_before_the_clock_does(monkeypatch, tmp_path):
+    networks = [Constant([0.0] * 6), Constant([0.0] * 6)]
+    method = with_networks(monkeypatch, networks)(averages=3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("stage-0", "stage-1"):
+        (tmp_path / f"{name}.safetensors").touch()
+    read, load = [], rigid.load_rigid
+    monkeypatch.setattr("pipeline.learned.rigid.load_rigid", lambda file: read.append(file.name) or load(file))
+    method.load()
+    assert [[tuple(seen.shape) for seen in network.seen] for network in networks] == [[(3, 2, 12, 24, 24)]] * 2
+    method.register(PAIR, Run())
+    method.register(PAIR, Run())
+    assert read == ["stage-0.safetensors", "stage-1.safetensors"]
+
+
+@pytest.mark.parametrize("weights", [(), ("nowhere.safetensors",)])
+def test_loading_leaves_complaints_to_the_registration(weights):
+    RigidNetwork(weights=weights, device="cpu").load()
 
 
 def test_refining_by_the_loop_starts_from_the_prediction_and_comes_closer(monkeypatch):
