@@ -88,7 +88,10 @@ def main() -> None:
             if not name.startswith(given.only):
                 continue
             extra = {"weights": weights} if settings.get("similarity") == "patch-cnn" else {}
-            own = [cost_of(edge, name, settings | extra) for edge in given.edges]
+            own = []
+            for edge in given.edges:
+                own.append(cost_of(edge, name, settings | extra))
+                print(own[-1], flush=True)
             for row in own[1:]:
                 if "peak_mib" in row and "peak_mib" in own[0]:
                     row["bytes_a_voxel"] = round((row["peak_mib"] - own[0]["peak_mib"]) * 2**20 / (row["voxels"] - own[0]["voxels"]))

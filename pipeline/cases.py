@@ -34,6 +34,7 @@ class Case(BaseModel):
     )
     fold: int | None = Field(None, ge=0, description="fold of the cross-validation in which the case is scored")
     group: str = Field("", description="diagnosis, site, direction: whatever a table may be split by")
+    level: Literal["", "base", "mid", "apex"] = Field("", description="third of the stack in which a slice lies; empty: no slice, or unknown")
     start: str = Field("", description="name of the starting position where a case has several")
     fixed_labels: Path | None = Field(None, description="label map on the fixed grid")
     moving_labels: Path | None = Field(None, description="label map on the moving grid")

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.stages import stage, with_weights
+from pipeline.figure_stages import stage, with_weights
 
 PATH = click.Path(path_type=Path)
 LABEL_SUFFIX_HELP = "NIfTI, MetaImage, NRRD, or a folder with one DICOM series"
@@ -43,7 +43,7 @@ def cli(traceback: bool) -> None:
     "--transform", "transforms", multiple=True, help="Model of our own loop: translation, rigid, similarity, affine, bspline; may be repeated."
 )
 @click.option(
-    "--weights", type=PATH, multiple=True, help="Trained weights (.safetensors): of --similarity patch-cnn, or of a network, one file a stage."
+    "--weights", type=PATH, multiple=True, help="Trained weights (.safetensors): of --similarity patch-cnn, or of a network, a file a stage or fold."
 )
 @click.option("--modalities", metavar="FIXED,MOVING", help="What made the images, such as t1,t2, for a metric that was trained on two modalities.")
 @click.option(
@@ -61,7 +61,7 @@ def register(fixed: Path, moving: Path, **options: Any) -> None:
     """Align MOVING with FIXED.
 
     Writes to the output folder: transform.h5 (fixed to moving points, ITK), warped.nii.gz (MOVING on FIXED's grid), qc.png (look
-    at it) and provenance.json; our own loop adds trace.csv and trace.png, a row an iteration.
+    at it) and provenance.json; our own loop adds trace.csv and trace.png, a row an iteration, and networks trace.csv with their milliseconds.
 
     \b
     Examples:
@@ -69,6 +69,7 @@ def register(fixed: Path, moving: Path, **options: Any) -> None:
       concord register t1.nii.gz t2.nii.gz --similarity mind-ssc --transform rigid --transform bspline -o out/
       concord register t1.nii.gz t2.nii.gz --similarity patch-cnn --weights metric.safetensors --modalities t1,t2 -o out/
       concord register mr.mha us.mha --method attention-reg --weights stage-1.safetensors --fixed-mask prostate.nii.gz -o out/
+      concord register ed.nii.gz es.nii.gz --method resatt --weights resatt.safetensors -o out/
       concord register mr/ us.mha --method rigid-mi --fixed-mask prostate.nii.gz -o out/
       concord register ed.nii.gz es.nii.gz --method demons --set iterations='[50,50,25]' -o out/
     """

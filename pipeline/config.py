@@ -10,14 +10,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.attention import AttentionSettings
-from pipeline.errors import ConcordError, choices, explain
+from pipeline.errors import ConcordError, explain
 from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
-from pipeline.table_settings import TableSettings, TestName, split_key
+from pipeline.table_settings import TableSettings, TestName
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
+FOLD = "-fold-"
+"""Between a fit's name and the number of the fold that it holds out."""
 
 
 class _Settings(BaseModel):
@@ -68,6 +70,15 @@ class LandscapeSettings(_Settings):
     caption: str = Field("", description="added to the caption in the report")
 
 
+class DeformationSettings(_Settings):
+    """Images, displacement and deformed grid of one test case, a row a method."""
+
+    title: str = Field(description="heading of the figure")
+    methods: tuple[str, ...] = Field(min_length=1, description="methods shown, one below the other")
+    case: str = Field("", description="name of the test case; empty: the one in the middle by the methods' mean of the study's first measure")
+    caption: str = Field("", description="added to the caption in the report")
+
+
 class PictureSettings(_Settings):
     """Before/after pictures with checkerboards, one a case."""
 
@@ -76,12 +87,23 @@ class PictureSettings(_Settings):
 
 
 class FitSettings(BaseModel):
-    """A network fitted to the training cases of a dataset; the other keys are the learner's."""
+    """A network fitted to the cases of a dataset, or to the prepared ones of a study; the other keys are the learner's.
+
+    With `folds: N` it is fitted N times, each without one fold of the subjects, under the names NAME-fold-0 and on: a method whose
+    `fit` is NAME takes them all.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     learner: str = Field(description="what is fitted")
-    dataset: str = Field(description="name under `datasets` whose cases of split train (and validation) are used")
+    dataset: str = Field("", description="name under `datasets` whose cases of split train (and validation) are used")
+    study: str = Field("", description="instead of a dataset: name under `studies` whose prepared cases are used")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FitSettings:
+        if bool(self.dataset) == bool(self.study):
+            raise ValueError("expected either dataset or study, and one of them")
+        return self
 
 
 class StudySettings(_Settings):
@@ -98,6 +120,7 @@ class StudySettings(_Settings):
     figures: dict[str, FigureSettings] = Field(default_factory=dict, description="figures by name")
     landscapes: dict[str, LandscapeSettings] = Field(default_factory=dict, description="figures of similarities around the truth, by name")
     attention: dict[str, AttentionSettings] = Field(default_factory=dict, description="figures of what attention networks look at, by name")
+    deformations: dict[str, DeformationSettings] = Field(default_factory=dict, description="figures of what methods do to one case, by name")
     pictures: PictureSettings = Field(default_factory=PictureSettings, description="pictures of cases")
 
 
@@ -134,13 +157,20 @@ class Config(_Settings):
 
     def method(self, name: str) -> dict[str, Any]:
         """All settings of a method, defaults included, as plain JSON values; `use` says which method it is."""
-        given = _without_fit(self.methods[name])
+        given = without_fit(self.methods[name])
         return {"use": given.get("use", name), **create_method(name, given).model_dump(mode="json")}
 
     def fits_of(self, name: str) -> tuple[str, ...]:
-        """The fits whose weights a method takes, in order."""
+        """The fits whose weights a method takes, in order: of a cross-validation all folds."""
         given = self.methods[name].get("fit", ())
-        return (given,) if isinstance(given, str) else tuple(given)
+        named = (given,) if isinstance(given, str) else tuple(given)
+        folds = {fit: tuple(found for found in self.fits if found.rpartition(FOLD)[0] == fit) for fit in named}
+        return tuple(found for fit in named for found in ((fit,) if fit in self.fits else folds[fit] or (fit,)))
+
+    def source_of_fit(self, name: str) -> str:
+        """The folder with the table of cases, and the volumes, that a fit is made from."""
+        fit = self.fits[name]
+        return f"{self.folder}/{fit.study}/prepared" if fit.study else f"{self.folder}/datasets/{fit.dataset}"
 
     def fit(self, name: str) -> dict[str, Any]:
         """All settings of a fit's learner, defaults included, as plain JSON values."""
@@ -158,6 +188,33 @@ class Config(_Settings):
         if source is not None:
             given["root"] = self.cases_of(source)
         return {"reader": reader, **create_dataset(reader, given, where=f"config.yaml.datasets.{name}").model_dump(mode="json")}
+
+
+def without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's own settings."""
+    return {key: value for key, value in settings.items() if key != "fit"}
+
+
+def with_folds(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with every fit of `folds: N`, and no fold, replaced by N fits, each of which holds one fold out."""
+    fits = content.get("fits")
+    if not isinstance(fits, Mapping):
+        return dict(content)
+    every: dict[str, Any] = {}
+    for name, fit in fits.items():
+        made = {f"{name}{FOLD}{fold}": {**fit, "fold": fold} for fold in range(_folds_of(fit))} or {name: fit}
+        if twice := every.keys() & made.keys():
+            raise ConcordError(
+                f"config.yaml.fits.{min(twice)}: there twice, once as a fold of another fit; expected one of that name: call one differently"
+            )
+        every |= made
+    return {**content, "fits": every}
+
+
+def _folds_of(fit: Any) -> int:
+    """How many fits a cross-validated one stands for; 0 for one that is not, or whose number the learner will refuse."""
+    folds = fit.get("folds") if isinstance(fit, Mapping) and "fold" not in fit else None
+    return folds if type(folds) is int and folds > 1 else 0
 
 
 def load_config(path: Path | str, *, scale: str | None = None) -> Config:
@@ -181,11 +238,13 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     scale = content.get("scale", "laptop")
     if scale not in SCALES:
         raise ConcordError(f"scale: {scale!r} is not valid; choose one of {', '.join(SCALES)}")
+    from pipeline.config_checks import check_references
+
     try:
-        config = Config.model_validate(at_scale(dict(content), scale))
+        config = Config.model_validate(with_folds(at_scale(dict(content), scale)))
     except ValidationError as error:
         raise ConcordError(explain(error, "config.yaml", Config)) from error
-    _check_references(config)
+    check_references(config)
     return config
 
 
@@ -200,86 +259,6 @@ def at_scale(value: Any, scale: str, key: str = "") -> Any:
     if isinstance(value, list):
         return [at_scale(inner, scale, key) for inner in value]
     return value
-
-
-def _check_references(config: Config) -> None:
-    """Every name used by a study exists, every method and every dataset in use has valid settings."""
-    from pipeline.scoring import MEASURES
-
-    for name, settings in config.methods.items():
-        create_method(name, _without_fit(settings))
-        if "fit" in settings:
-            _known(f"methods.{name}.fit", config.fits_of(name), config.fits)
-    for name, fit in config.fits.items():
-        config.fit(name)
-        _known(f"fits.{name}.dataset", (fit.dataset,), config.datasets)
-        _check_paths(config, fit.dataset)
-    for study_name, study in config.studies.items():
-        where = f"studies.{study_name}"
-        _known(f"{where}.dataset", (study.dataset,), config.datasets)
-        _known(f"{where}.methods", study.methods, config.methods, more=METHODS)
-        _known(f"{where}.measures", study.measures, MEASURES)
-        if study.comparison:
-            _check_comparison(f"{where}.comparison", study.comparison, study)
-        for table_name, table in study.tables.items():
-            _known(f"{where}.tables.{table_name}.columns", tuple(column.metric for column in table.all_columns), study.measures)
-        for figure_name, figure in study.figures.items():
-            _known(f"{where}.figures.{figure_name}.measures", figure.measures, study.measures)
-            _known(f"{where}.figures.{figure_name}.against", (figure.against,) if figure.against else (), study.measures)
-            _known(f"{where}.figures.{figure_name}.methods", figure.methods, study.methods)
-        for name, landscape in study.landscapes.items():
-            _known(f"{where}.landscapes.{name}.dataset", (landscape.dataset,), config.datasets)
-            _known(f"{where}.landscapes.{name}.methods", landscape.methods, study.methods)
-            _check_paths(config, landscape.dataset)
-        for name, shown in study.attention.items():
-            _check_attention(config, f"{where}.attention.{name}", shown, study)
-        _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
-        _check_paths(config, study.dataset)
-
-
-def _check_comparison(where: str, comparison: ComparisonSettings, study: StudySettings) -> None:
-    _known(f"{where}.reference", (comparison.reference,) if comparison.reference else (), study.methods)
-    _known(f"{where}.pairs", tuple(name for pair in comparison.pairs for name in pair), study.methods)
-    _known(f"{where}.measures", tuple(split_key(measure)[0] for measure in comparison.measures), study.measures)
-
-
-def _check_attention(config: Config, where: str, shown: AttentionSettings, study: StudySettings) -> None:
-    """The methods of the figure are fitted networks of the kinds that it compares."""
-    for key, network in (("method", "attention-reg"), ("without", "feature-reg")):
-        if not (name := getattr(shown, key)):
-            continue
-        _known(f"{where}.{key}", (name,), study.methods)
-        first = config.fits_of(name)[:1]
-        kinds = [config.fit(fit).get("network") for fit in first if config.fits[fit].learner == "rigid-network"]
-        if config.method(name)["use"] != "attention-reg" or kinds != [network]:
-            found = f"its use is {config.method(name)['use']}, its fit {first[0] if first else 'none'}, a network {kinds[0] if kinds else 'of no such kind'}"
-            raise ConcordError(f"config.yaml.{where}.{key}: {name!r}: {found}; expected a method of use attention-reg and a fit of network {network}")
-
-
-def _check_paths(config: Config, dataset: str) -> None:
-    """A dataset in use has a reader, valid settings, and its data."""
-    if "reader" not in config.datasets[dataset]:
-        raise ConcordError(f"config.yaml.datasets.{dataset}.reader: missing; this key is required")
-    source = config.source_of(dataset)
-    if source is not None:
-        _known(f"datasets.{dataset}.of", (source,), config.datasets)
-        if source == dataset or config.source_of(source) is not None:
-            raise ConcordError(f"config.yaml.datasets.{dataset}.of: {source!r} is made of another dataset itself; name one that is not")
-        _check_paths(config, source)
-    for key, value in config.dataset(dataset).items():
-        if key in ("root", "file") and source is None and not Path(value).expanduser().exists():
-            raise ConcordError(f"config.yaml.datasets.{dataset}.{key}: {value!r} is not there; expected the data's own path")
-
-
-def _without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "fit"}
-
-
-def _known(key: str, names: tuple[str, ...], valid: Any, more: Any = ()) -> None:
-    for name in names:
-        if name not in valid:
-            extra = f" (add it under `methods` first: {name}: {{}})" if name in more else ""
-            raise ConcordError(f"config.yaml.{key}: no {name!r}{extra}{choices(name, valid)}")
 
 
 def json_schema() -> dict[str, Any]:

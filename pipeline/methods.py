@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
     "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
     "field-network": ("pipeline.learned.field_method:FieldNetwork", {}),
+    "resatt": ("pipeline.learned.field_method:FieldNetwork", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,7 @@ from pipeline.volumes import Geometry, Volume
 
 IMAGES = ("fixed", "moving")
 LABEL_MAPS = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
+LEVELS = ("base", "mid", "apex")
 
 
 class PrepareSettings(BaseModel):
@@ -150,8 +151,20 @@ def _labelled_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSe
         }
         if case.true_transform is not None:
             files["true_transform"] = _true_slice(case, volumes["fixed"], z, folder, settings)
-        sliced.append(case.model_copy(update={**files, "case": f"{case.case}_{part}"}))
-    return sliced, dropped
+        sliced.append((z, case.model_copy(update={**files, "case": f"{case.case}_{part}"})))
+    levels = levels_of([sum(np.count_nonzero(volumes[name].array[z]) for name in ("fixed_labels", "moving_labels")) for z, _ in sliced])
+    return [ready.model_copy(update={"level": level}) for (_, ready), level in zip(sliced, levels, strict=True)], dropped
+
+
+def levels_of(areas: Sequence[int]) -> list[str]:
+    """Base, mid and apex: thirds of a stack's slices, in order, the base at the end where the labels of both images are larger.
+
+    A ventricle tapers to its apex; whether a stack begins there or at the base differs from scanner to scanner (thirds and rule: ours).
+    """
+    from_middle = np.arange(len(areas)) - (len(areas) - 1) / 2
+    tapers = float(from_middle @ np.asarray(areas, dtype=float)) <= 0
+    order = range(len(areas)) if tapers else range(len(areas))[::-1]
+    return [LEVELS[int(len(LEVELS) * (place + 0.5) / len(areas))] for place in order]
 
 
 def slice_of(volume: Volume, z: int) -> Volume:

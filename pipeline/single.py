@@ -71,7 +71,9 @@ def _write_trace(rows: list[dict[str, Any]], method: str, output: Path) -> None:
 
     trace = pd.DataFrame(rows)
     write_text(output / "trace.csv", trace.to_csv(index=False))
-    save(run_trace(trace, title=f"{method}: every iteration"), output / "trace.png")
+    iterated = trace.dropna(subset="value") if "value" in trace else trace[:0]  # a network's pass has milliseconds, and no similarity
+    if len(iterated):
+        save(run_trace(iterated, title=f"{method}: every iteration"), output / "trace.png")
 
 
 def _quality_picture(pair: Any, transform: Any, warped: Volume, method: str, path: Path) -> dict[str, Any]:

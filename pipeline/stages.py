@@ -184,39 +184,22 @@ def compare_stage(scores: Path, settings: dict[str, Any], seed: int, out: Path) 
 @click.option("--scale", required=True)
 @click.option("--methods", type=Json(), required=True, help="methods of the study")
 @click.option("--scores", type=EXISTING, required=True)
+@click.option("--cases", type=EXISTING, required=True, help="prepared cases: their groups and levels")
 @click.option("--comparisons", type=EXISTING, help="tests of the study, where it has any")
 @click.option("--out", type=PATH, required=True, help="stem of the tables to write")
-def table_stage(settings: dict[str, Any], methods: list[str], scores: Path, comparisons: Path | None, out: Path, **context: str) -> None:
+def table_stage(settings: dict[str, Any], methods: list[str], out: Path, **given: Any) -> None:
     """Write a table of a study as CSV, Markdown, LaTeX and HTML."""
     import pandas as pd
 
+    from pipeline.breakdown import with_cases
+    from pipeline.cases import read_cases
     from pipeline.scoring import read_scores
     from pipeline.tables import TableContext, TableSettings, build_table, write_table
 
-    tests = None if comparisons is None else pd.read_csv(comparisons, dtype={"note": str})
-    write_table(build_table(TableSettings(**settings), read_scores(scores), tests, TableContext(**context, methods=tuple(methods))), out)
-
-
-@stage.command("figure")
-@click.option("--settings", type=Json(), required=True)
-@click.option("--study", required=True)
-@click.option("--dataset", required=True)
-@click.option("--scale", required=True)
-@click.option("--methods", type=Json(), required=True, help="methods of the study: each keeps its colour in all figures")
-@click.option("--scores", type=EXISTING, required=True)
-@click.option("--png", type=PATH, required=True)
-@click.option("--svg", type=PATH, required=True)
-def figure_stage(settings: dict[str, Any], methods: list[str], scores: Path, png: Path, svg: Path, **context: str) -> None:
-    """Draw a figure of a study."""
-    from pipeline.config import FigureSettings
-    from pipeline.figures.study_figures import study_figure
-    from pipeline.figures.style import save
-    from pipeline.scoring import read_scores
-
-    chosen = FigureSettings(**settings)
-    figure = study_figure(chosen, read_scores(scores), methods, f"{chosen.title}\n{context['dataset']}, scale {context['scale']}")
-    save(figure, png)
-    save(figure, svg)
+    tests = None if given["comparisons"] is None else pd.read_csv(given["comparisons"], dtype={"note": str})
+    scores = with_cases(read_scores(given["scores"]), read_cases(given["cases"]))
+    context = TableContext(given["study"], given["dataset"], given["scale"], tuple(methods))
+    write_table(build_table(TableSettings(**settings), scores, tests, context), out)
 
 
 @stage.command("landscape")
@@ -246,72 +229,6 @@ def landscape_stage(
         raise ConcordError(f"{cases}: no aligned case of split validation; set intra: true and hold_out of the landscape's dataset")
     table = landscape(chosen, load_pair(aligned[0]), run=Run(**run), method=method, probe=Probe(**probe))
     write_text(out, table.to_csv(index=False))
-
-
-@stage.command("landscape-figure")
-@click.argument("tables", type=EXISTING, nargs=-1, required=True)
-@click.option("--methods", type=Json(), required=True, help="methods in the order of the columns")
-@click.option("--title", required=True)
-@click.option("--numbers", type=PATH, required=True, help="table of basin widths and correct signs to write")
-@click.option("--png", type=PATH, required=True)
-@click.option("--svg", type=PATH, required=True)
-def landscape_figure_stage(tables: tuple[Path, ...], methods: list[str], title: str, numbers: Path, png: Path, svg: Path) -> None:
-    """Draw landscapes beside each other, and sum them up in numbers."""
-    import pandas as pd
-
-    from pipeline.figures.landscape import draw_landscape
-    from pipeline.figures.style import save
-    from pipeline.files import write_text
-    from pipeline.optimise.landscape import landscape_numbers
-
-    table = pd.concat([pd.read_csv(path) for path in tables])
-    write_text(numbers, landscape_numbers(table).to_csv(index=False))
-    figure = draw_landscape(table, methods=methods, title=title)
-    save(figure, png)
-    save(figure, svg)
-
-
-@stage.command("attention")
-@click.option("--settings", type=Json(), required=True, help="the figure's settings")
-@click.option("--method", type=Json(), required=True, help="settings of its method, `use` among them")
-@click.option("--source", default="", help="dataset and scale in words")
-@click.option("--cases", type=EXISTING, required=True)
-@click.option("--weights", type=EXISTING, required=True, help="trained weights of the method's first stage")
-@click.option("--without", type=EXISTING, help="weights of the network without attention that is shown beside")
-@click.option("--threads", type=int, default=1)
-@click.option("--png", type=PATH, required=True)
-@click.option("--svg", type=PATH, required=True)
-def attention_stage(settings: dict[str, Any], method: dict[str, Any], png: Path, svg: Path, **files: Any) -> None:
-    """Draw what a network of rigid registration looks at in one case."""
-    from pipeline.attention import AttentionSettings, attention_figure
-    from pipeline.cases import read_cases
-    from pipeline.figures.style import save
-    from pipeline.methods import create_method
-
-    weights = [path for path in (files["weights"], files["without"]) if path is not None]
-    methods = [create_method(method["use"], {**method, **with_weights((path,))}) for path in weights]
-    figure = attention_figure(AttentionSettings(**settings), methods, read_cases(files["cases"]), source=files["source"], threads=files["threads"])
-    save(figure, png)
-    save(figure, svg)
-
-
-@stage.command("pictures")
-@click.argument("manifests", type=EXISTING, nargs=-1, required=True)
-@click.option("--method", required=True)
-@click.option("--measures", type=Json(), required=True, help="measures of the study: the first that has scores ranks the cases")
-@click.option("--cases", type=EXISTING, required=True)
-@click.option("--scores", type=EXISTING, required=True)
-@click.option("--most", type=int, required=True, help="at most this many pictures")
-@click.option("--out", type=PATH, required=True, help="folder for the pictures")
-def pictures_stage(manifests: tuple[Path, ...], method: str, measures: list[str], cases: Path, scores: Path, most: int, out: Path) -> None:
-    """Draw cases of one method before and after registration, from the worst to the best."""
-    from pipeline.cases import read_cases
-    from pipeline.figures.case_pictures import draw_cases, spread_cases
-    from pipeline.registration import read_manifests
-    from pipeline.scoring import read_scores
-
-    names = spread_cases(read_scores(scores), method, measures, most)
-    draw_cases(read_cases(cases), read_manifests(manifests), names, method=method, folder=out)
 
 
 @stage.command("left-out")

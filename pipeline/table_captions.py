@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.table_settings import TEST_LABELS, measure_label
+from pipeline.breakdown import in_part
+from pipeline.table_settings import STATISTIC_LABELS, TEST_LABELS, measure_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ def caption_of(table: Table, scores: pd.DataFrame, comparisons: pd.DataFrame | N
     sentences = [
         _data(table, scores),
         _statistic(table),
+        *_parts(table),
         *_best(table),
         *_tests(table, comparisons),
         *_published(table),
@@ -56,9 +58,24 @@ def _data(table: Table, scores: pd.DataFrame) -> str:
 
 
 def _statistic(table: Table) -> str:
-    averaged = "; structures are averaged within a registration" if not all(column.structure for column in table.settings.all_columns) else ""
-    what = "mean ± standard deviation" if table.settings.statistic == "mean ± SD" else "median [first to third quartile]"
-    return f"Cells: {what} over registrations{averaged}."
+    """What the cells are: one statistic, or which one in which columns."""
+    columns = table.settings.all_columns
+    averaged = "; structures are averaged within a registration" if not all(column.structure for column in columns) else ""
+    used = dict.fromkeys(str(column.statistic) for column in columns)
+    if len(used) == 1:
+        return f"Cells: {STATISTIC_LABELS[next(iter(used))]} over registrations{averaged}."
+    named = {name: ", ".join(column.shown[0].split(" (")[0] for column in columns if column.statistic == name) for name in used}
+    return f"Cells, over registrations: {'; '.join(f'{STATISTIC_LABELS[name]} of {heads}' for name, heads in named.items())}{averaged}."
+
+
+def _parts(table: Table) -> Iterator[str]:
+    """How many registrations the columns of groups and levels are made of, and what a level is."""
+    columns = [(place, column) for place, column in enumerate(table.settings.all_columns) if column.group or column.level]
+    most = {column.shown[0]: max(row[place].n for row in table.rows) for place, column in columns}
+    if most:
+        yield f"Registrations: {', '.join(f'{head} {n:,}' for head, n in most.items() if n)}."
+    if any(column.level for _, column in columns):
+        yield "Base, mid and apex: thirds of a subject's labelled slices, the base where the labels are larger (ours)."
 
 
 def _best(table: Table) -> Iterator[str]:
@@ -73,7 +90,7 @@ def _tests(table: Table, comparisons: pd.DataFrame | None) -> Iterator[str]:
     if not settings.reference:
         return
     reference, label = settings.labels.get(settings.reference, settings.reference), TEST_LABELS[settings.test]
-    wholes = {column.key for column in settings.all_columns if not column.structure}
+    wholes = {column.key for column in settings.all_columns if column.whole}
     made = None if comparisons is None else comparisons[(comparisons["reference"] == settings.reference) & (comparisons["test"] == settings.test)]
     made = None if made is None else made[made["metric"].isin(wholes)]
     if made is None or made.empty:
@@ -113,7 +130,7 @@ def _times(table: Table) -> Iterator[str]:
     """What the milliseconds of networks are, and where they were measured."""
     units = sorted({entry.unit.removeprefix("ms on ") for row in table.rows for entry in row if entry.column.metric == "inference_ms" and entry.n})
     if units:
-        what = "milliseconds a pair and stage, resampling the moving volume and the network itself, warm"
+        what = "milliseconds a pair and stage, the network itself and where it has one the moving volume's resampling, warm"
         yield f"Inference: {what}, on {'; '.join(units)}; other jobs at the same time make it longer."
 
 
@@ -122,8 +139,7 @@ def _missing(table: Table, scores: pd.DataFrame, found: dict[str, int]) -> Itera
     from pipeline.tables import registrations
 
     settings, told, short = table.settings, [], []
-    starts = {column.start for column in settings.all_columns}
-    of_start = {start: registrations(scores[scores["start"].astype("string") == start]) if start else found for start in starts}
+    of_part = {column.key: registrations(in_part(scores, column.part)) if column.part else found for column in settings.all_columns}
     for row in table.rows:
         method, ours = row[0].method, found.get(row[0].method, 0)
         if not ours and method not in table.context.methods:
@@ -131,7 +147,7 @@ def _missing(table: Table, scores: pd.DataFrame, found: dict[str, int]) -> Itera
         name = settings.labels.get(method, method)
         failed = table.context.failed.get(method, found[""] - ours)
         told += [f"{name} {failed}"] if failed else []
-        short += [(entry, name, of_start[entry.column.start].get(method, 0)) for entry in row]
+        short += [(entry, name, of_part[entry.column.key].get(method, 0)) for entry in row]
     scored = sum(bool(found.get(row[0].method)) for row in table.rows)
     yield from _short([(entry, name, wanted) for entry, name, wanted in short if 0 < entry.n < wanted], scored)
     nobody = [column.shown[0] for place, column in enumerate(settings.all_columns) if not any(row[place].n for row in table.rows)]
@@ -154,7 +170,7 @@ def _short(missing: list[tuple[Entry, str, int]], rows: int) -> Iterator[str]:
 
 def _names(metrics: set[str], table: Table) -> str:
     """Heads of columns without their units."""
-    return ", ".join(column.shown[0].split(" (")[0] for column in table.settings.all_columns if column.key in metrics and not column.structure)
+    return ", ".join(column.shown[0].split(" (")[0] for column in table.settings.all_columns if column.key in metrics and column.whole)
 
 
 def _count(number: int, word: str) -> str:

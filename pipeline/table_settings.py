@@ -15,6 +15,13 @@ TEST_LABELS: dict[str, str] = {
     "sample-one-sided-t": "one-sided paired t-test over registrations (not independent; as papers test)",
     "mixed-model": "mixed model over registrations with a random intercept a subject",
 }
+Statistic = Literal["mean ± SD", "mean (variance)", "median [IQR]", "median"]
+STATISTIC_LABELS: dict[str, str] = {
+    "mean ± SD": "mean ± standard deviation",
+    "mean (variance)": "mean (variance)",
+    "median [IQR]": "median [first to third quartile]",
+    "median": "median",
+}
 # head of the column, factor, decimals (ours)
 STYLES: dict[str, tuple[str, float, int]] = {
     "dice": ("Dice", 1, 3),
@@ -65,22 +72,36 @@ class ColumnSettings(BaseModel):
     metric: str = Field(description="measure")
     label: str = Field("", description="head of the column; empty: the measure's usual name and unit")
     structure: str = Field("", description="value of one structure only; empty: mean over structures. Tests are made over all structures")
+    group: str = Field("", description="cases of this group (diagnosis, site, …) only; empty: all. Tests are made over all groups")
+    level: Literal["", "base", "mid", "apex"] = Field("", description="slices of this third of the stack only; empty: all. Tests are made over all")
     start: str = Field("", description="registrations from this start only; empty: from all. a test of this column is that of measure@start")
+    statistic: Statistic | None = Field(None, description="what its cells show; null: what the table says")
     better: Literal["higher", "lower", "neither"] | None = Field(None, description="which way is better; null: as the measure says")
     digits: int | None = Field(None, ge=0, le=8, description="decimals; null: the measure's usual number")
     factor: float | None = Field(None, gt=0, description="values are multiplied by this, 100 for percent; null: the measure's usual factor")
 
     @property
     def key(self) -> str:
-        """What the column is called under `published`: the measure, measure:structure, measure@start."""
-        structure, start = self.structure and f":{self.structure}", self.start and f"@{self.start}"
-        return f"{self.metric}{structure}{start}"
+        """What the column is called under `published`: the measure, measure:structure, measure/group, measure/level, measure@start."""
+        parts = (self.structure and f":{self.structure}", self.group and f"/{self.group}", self.level and f"/{self.level}")
+        return "".join((self.metric, *parts, self.start and f"@{self.start}"))
+
+    @property
+    def part(self) -> dict[str, str]:
+        """Which registrations, by the columns of the scores (and of the cases) that choose them; empty: all."""
+        return {name: value for name in ("group", "level", "start") if (value := getattr(self, name))}
+
+    @property
+    def whole(self) -> bool:
+        """Whether tests are made of what it shows: of all structures, groups and levels."""
+        return not (self.structure or self.group or self.level)
 
     @property
     def shown(self) -> tuple[str, float, int]:
         """Head, factor and decimals, defaults filled in."""
         label, factor, digits = measure_label(self.metric)
-        parts = [label, self.structure and f"structure {self.structure}", self.start and f"from {self.start}"]
+        group, level = self.group and f"group {self.group}", self.level
+        parts = [label, self.structure and f"structure {self.structure}", group, level, self.start and f"from {self.start}"]
         label = self.label or ", ".join(part for part in parts if part)
         return label, self.factor or factor, digits if self.digits is None else self.digits
 
@@ -100,14 +121,14 @@ class TableSettings(BaseModel):
     title: str = Field(description="heading of the table")
     rows: tuple[str, ...] = Field(min_length=1, description="methods, in this order; one that only has published figures may be among them")
     columns: tuple[str | ColumnSettings, ...] = Field(
-        min_length=1, description="measures, or a mapping {metric, label, structure, better, digits, factor}"
+        min_length=1, description="measures, or a mapping {metric, label, structure, group, level, start, statistic, better, digits, factor}"
     )
     labels: dict[str, str] = Field(default_factory=dict, description="what a row is called, where not by the method's name")
     unranked: tuple[str, ...] = Field(("identity",), description="rows that cannot be best: bold marks the best of the others")
     reference: str = Field("", description="method that the tests compare with; empty: no marks")
     test: TestName = Field("wilcoxon", description="test whose corrected p decides on the marks")
     alpha: float = Field(0.05, gt=0, lt=1, description="a corrected p below this is marked")
-    statistic: Literal["mean ± SD", "median [IQR]"] = Field("mean ± SD", description="what a cell shows, over registrations")
+    statistic: Statistic = Field("mean ± SD", description="what a cell shows, over registrations, where its column says nothing else")
     published: dict[str, dict[str, str]] = Field(default_factory=dict, description="row: {measure: figure as printed in the paper}")
     source: str = Field("", description="where the published figures are printed")
     note: str = Field("", description="added to the caption")
@@ -123,5 +144,6 @@ class TableSettings(BaseModel):
 
     @property
     def all_columns(self) -> tuple[ColumnSettings, ...]:
-        """Columns with their settings."""
-        return tuple(ColumnSettings(metric=column) if isinstance(column, str) else column for column in self.columns)
+        """Columns with their settings, the statistic filled in."""
+        columns = (ColumnSettings(metric=column) if isinstance(column, str) else column for column in self.columns)
+        return tuple(column.model_copy(update={"statistic": column.statistic or self.statistic}) for column in columns)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.breakdown import FROM_CASES, in_part
 from pipeline.errors import ConcordError
 from pipeline.files import write_text
 from pipeline.table_formats import DASH, Cell, Grid, Heading, number, p_value, to_html, to_latex, to_markdown
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.prepare import Exclusion
 
-STATISTICS = ("mean", "sd", "median", "q1", "q3")
+STATISTICS = ("mean", "sd", "variance", "median", "q1", "q3")
 COMPARED = ("mean_difference", "p", "p_holm")
 REGISTRATION = ["subject", "case", "start"]
 
@@ -66,16 +67,13 @@ class Table:
     grid: Grid
 
 
-def sample_values(scores: pd.DataFrame, metric: str, structure: str = "", start: str = "") -> pd.DataFrame:
+def sample_values(scores: pd.DataFrame, metric: str, **part: str) -> pd.DataFrame:
     """A measure's value of every registration: columns method, subject, case, start, value, in order of appearance.
 
-    Structures are averaged within a registration, and folds that share it; what is not finite counts as missing (nan).
+    `part` keeps the rows with these values (structure, start, and where the scores have them group and level). Structures are averaged
+    within a registration, and folds that share it; what is not finite counts as missing (nan).
     """
-    rows = scores[scores["metric"] == metric]
-    if structure:
-        rows = rows[rows["structure"].astype(str) == structure]
-    if start:
-        rows = rows[rows["start"].astype("string") == start]
+    rows = in_part(scores[scores["metric"] == metric], part)
     values = rows["value"].astype(float)
     keys = {name: rows[name].astype("string").fillna("") for name in ("method", *REGISTRATION)}
     rows = rows.assign(**keys, value=values.where(values.abs() < math.inf))
@@ -160,6 +158,8 @@ def _check_names(settings: TableSettings, scores: pd.DataFrame, context: TableCo
             raise ConcordError(f"table {settings.title!r}: row {row!r} is no method of the study and has no published figure; methods: {known}")
     published = {key for figures in settings.published.values() for key in figures}
     for column in settings.all_columns:
+        if unknown := [name for name in FROM_CASES if name in column.part and name not in scores]:
+            raise ConcordError(f"table {settings.title!r}: column {column.key} by {unknown[0]}, and the scores have none; give the table of cases")
         if column.metric not in {*scores["metric"], *MEASURES} and column.key not in published:
             raise ConcordError(f"table {settings.title!r}: no measure {column.metric!r}; valid: {', '.join(MEASURES)}")
 
@@ -167,7 +167,7 @@ def _check_names(settings: TableSettings, scores: pd.DataFrame, context: TableCo
 def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFrame, comparisons: pd.DataFrame | None) -> list[Entry]:
     """The entries of one measure, from the first row to the last, ranked."""
     units = scores[scores["metric"] == column.metric].groupby("method")["unit"].first()
-    values = sample_values(scores, column.metric, column.structure, column.start)
+    values = sample_values(scores, column.metric, **column.part, **({"structure": column.structure} if column.structure else {}))
     entries = []
     for method in settings.rows:
         mine = values.loc[values["method"] == method, "value"].dropna()
@@ -179,15 +179,15 @@ def _column(settings: TableSettings, column: ColumnSettings, scores: pd.DataFram
 
 
 def _statistics(values: pd.Series) -> dict[str, float]:
-    """Mean, standard deviation (n - 1), median and quartiles. Values that are equal but for rounding have none (ours: 1e-9 of the largest)."""
+    """Mean, standard deviation and variance (n - 1), median, quartiles. Values equal but for rounding have none (ours: 1e-9 of the largest)."""
     spread = values.std(ddof=1) if len(values) < 2 or values.max() - values.min() > 1e-9 * values.abs().max() else 0.0
-    found = (values.mean(), spread, values.median(), values.quantile(0.25), values.quantile(0.75))
+    found = (values.mean(), spread, spread**2, values.median(), values.quantile(0.25), values.quantile(0.75))
     return dict(zip(STATISTICS, map(float, found), strict=True))
 
 
 def _compared(settings: TableSettings, column: ColumnSettings, method: str, comparisons: pd.DataFrame | None) -> dict[str, float]:
-    """The test that decides on the mark; nan where none was made, as for a single structure."""
-    if comparisons is not None and settings.reference and not column.structure:
+    """The test that decides on the mark; nan where none was made, as for a single structure, group or level."""
+    if comparisons is not None and settings.reference:
         wanted = {"metric": column.key, "method": method, "reference": settings.reference, "test": settings.test}
         for row in comparisons.to_dict("records"):
             if all(row[key] == value for key, value in wanted.items()):
@@ -205,31 +205,34 @@ def _mark(compared: Mapping[str, float], direction: str, alpha: float) -> str:
 
 def _ranked(entries: list[Entry], settings: TableSettings) -> list[Entry]:
     """Entries with the best of the rows that are ranked marked so, ties as printed; a single row is not best."""
-    direction = entries[0].column.direction
+    direction, centre = entries[0].column.direction, _centre(entries[0].column)
     ranked = [entry for entry in entries if entry.n and entry.method not in settings.unranked]
     if direction == "neither" or len(ranked) < 2:
         return entries
-    best = (max if direction == "higher" else min)(ranked, key=lambda entry: entry.statistics[_centre(settings)])
-    wanted = _printed(best, _centre(settings))
-    return [replace(entry, best=entry in ranked and _printed(entry, _centre(settings)) == wanted) for entry in entries]
+    wanted = _printed((max if direction == "higher" else min)(ranked, key=lambda entry: entry.statistics[centre]), centre)
+    return [replace(entry, best=entry in ranked and _printed(entry, centre) == wanted) for entry in entries]
 
 
-def _centre(settings: TableSettings) -> str:
-    return "mean" if settings.statistic == "mean ± SD" else "median"
+def _centre(column: ColumnSettings) -> str:
+    return str(column.statistic).split()[0]
 
 
 def _printed(entry: Entry, name: str) -> str:
     _, factor, digits = entry.column.shown
-    return number(factor * entry.statistics[name], digits)
+    return number((factor**2 if name == "variance" else factor) * entry.statistics[name], digits)
 
 
-def _text(entry: Entry, settings: TableSettings) -> str:
+def _text(entry: Entry) -> str:
     if not entry.n:
         return DASH
-    if settings.statistic == "median [IQR]":
-        return f"{_printed(entry, 'median')} [{_printed(entry, 'q1')}–{_printed(entry, 'q3')}]"
     counted = not entry.column.shown[2] and not entry.statistics["sd"]  # whole numbers that are all the same: a count needs no ± 0
-    return _printed(entry, "mean") + (f" ± {_printed(entry, 'sd')}" if entry.n > 1 and not counted else "")
+    spread = "" if counted or entry.n < 2 else entry.column.statistic
+    around = {
+        "mean ± SD": lambda: f" ± {_printed(entry, 'sd')}",
+        "mean (variance)": lambda: f" ({_printed(entry, 'variance')})",
+        "median [IQR]": lambda: f" [{_printed(entry, 'q1')}–{_printed(entry, 'q3')}]",
+    }
+    return _printed(entry, _centre(entry.column)) + (around[spread]() if spread in around else "")
 
 
 def _counts(settings: TableSettings, scores: pd.DataFrame, context: TableContext) -> dict[str, int]:
@@ -257,7 +260,7 @@ def _cells(row: Iterable[Entry], settings: TableSettings, counts: Mapping[str, i
     method = entries[0].method
     cells = [Cell(settings.labels.get(method, method))] + ([Cell(str(counts.get(method, DASH)))] if counts else [])
     for entry in entries:
-        cells += [Cell(_text(entry, settings), entry.best, entry.mark)]
+        cells += [Cell(_text(entry), entry.best, entry.mark)]
         cells += [Cell(entry.published or DASH)] if _has_published(entry.column, settings) else []
     return tuple(cells)
 
@@ -266,7 +269,8 @@ def _record(entry: Entry, table: Table) -> dict[str, object]:
     """An entry as a row of the CSV, unscaled."""
     settings, context = table.settings, table.context
     head = {"study": context.study, "dataset": context.dataset, "scale": context.scale, "method": entry.method}
-    measure = {"metric": entry.column.metric, "structure": entry.column.structure, "unit": entry.unit, "n": entry.n}
+    part = {name: getattr(entry.column, name) for name in ("structure", "group", "level", "start")}
+    measure = {"metric": entry.column.metric, **part, "unit": entry.unit, "n": entry.n}
     test = {"reference": settings.reference, "test": settings.test if settings.reference else "", "alpha": settings.alpha}
     return (
         head | measure | dict(entry.statistics) | test | dict(entry.compared) | {"mark": entry.mark, "best": entry.best, "published": entry.published}

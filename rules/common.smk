@@ -19,6 +19,7 @@ wildcard_constraints:
     batch=r"\d+",
     landscape=names(name for study in settings.studies.values() for name in study.landscapes),
     attention=names(name for study in settings.studies.values() for name in study.attention),
+    deformation=names(name for study in settings.studies.values() for name in study.deformations),
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
 
@@ -47,6 +48,7 @@ def all_results():
         wanted += results_of(name, "figures", [f"{figure}.png" for figure in study.figures])
         wanted += results_of(name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes])
         wanted += results_of(name, "attention", [f"{shown}.png" for shown in study.attention])
+        wanted += results_of(name, "deformations", [f"{shown}.png" for shown in study.deformations])
         wanted += results_of(name, "pictures", study.pictures.methods)
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
@@ -98,10 +100,24 @@ def weights_option(wildcards, input):
     return " ".join(f"--weights {file}" for file in files)
 
 
+def manifests_of(study, method):
+    """The tables of results of all batches of a method in a study."""
+    return [f"{OUT}/{study}/transforms/{method}/batch-{batch}.csv" for batch in range(settings.studies[study].batches)]
+
+
 def manifests(wildcards):
-    """The tables of results of all batches of a method."""
-    batches = range(study_of(wildcards).batches)
-    return [f"{OUT}/{wildcards.study}/transforms/{wildcards.method}/batch-{batch}.csv" for batch in batches]
+    """The tables of results of all batches of the job's method."""
+    return manifests_of(wildcards.study, wildcards.method)
+
+
+def deformation_of(wildcards):
+    """The settings of the job's figure of deformations."""
+    return study_of(wildcards).deformations[wildcards.deformation]
+
+
+def deformation_manifests(wildcards):
+    """The tables of results of its methods, by method."""
+    return {method: manifests_of(wildcards.study, method) for method in deformation_of(wildcards).methods}
 
 
 def of_methods(pattern):
@@ -110,9 +126,10 @@ def of_methods(pattern):
 
 
 def table_sources(wildcards):
-    """The scores of a study, and its tests where it has any."""
-    compared = study_of(wildcards).comparison is not None
-    return {"scores": f"{OUT}/{wildcards.study}/scores.csv"} | ({"comparisons": f"{OUT}/{wildcards.study}/comparisons.csv"} if compared else {})
+    """The scores of a study, its prepared cases, and its tests where it has any."""
+    folder, compared = f"{OUT}/{wildcards.study}", study_of(wildcards).comparison is not None
+    used = {"scores": f"{folder}/scores.csv", "cases": f"{folder}/prepared/cases.csv"}
+    return used | ({"comparisons": f"{folder}/comparisons.csv"} if compared else {})
 
 
 def context(wildcards):

@@ -23,7 +23,7 @@ rule table:
         stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     shell:
         "python -m pipeline stage table --settings {params.settings:q} {params.context} --scores {input.scores:q}"
-        " {params.comparisons} --out {params.stem:q} >{log:q} 2>&1"
+        " --cases {input.cases:q} {params.comparisons} --out {params.stem:q} >{log:q} 2>&1"
 
 
 rule figure:
@@ -128,6 +128,36 @@ rule attention_figure:
         "python -m pipeline stage attention --settings {params.settings:q} --method {params.method:q} --source {params.source:q}"
         " --cases {input.cases:q} --weights {input.weights:q} {params.without} --threads {threads}"
         " --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
+
+
+rule deformation_figure:
+    input:
+        manifests=lambda wildcards: sum(deformation_manifests(wildcards).values(), []),
+        scores=f"{STUDY}/scores.csv",
+        cases=f"{STUDY}/prepared/cases.csv",
+        volumes=f"{STUDY}/prepared/volumes",
+    output:
+        png=report(
+            f"{STUDY}/deformations/{{deformation}}.png",
+            caption="../workflow/report/deformation.rst",
+            category="{study}",
+            subcategory="Figures",
+            labels={"what": "{deformation}"},
+        ),
+        svg=f"{STUDY}/deformations/{{deformation}}.svg",
+    log:
+        f"{OUT}/logs/deformation_figure/{{study}}/{{deformation}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/deformation_figure/{{study}}/{{deformation}}.tsv"
+    params:
+        settings=lambda wildcards: as_json(deformation_of(wildcards)),
+        manifests=lambda wildcards: as_json(deformation_manifests(wildcards)),
+        measures=lambda wildcards: json.dumps(study_of(wildcards).measures),
+        source=lambda wildcards: f"{study_of(wildcards).dataset}, scale {settings.scale}",
+        text=lambda wildcards: deformation_of(wildcards).caption,
+    shell:
+        "python -m pipeline stage deformation --settings {params.settings:q} --manifests {params.manifests:q} --measures {params.measures:q}"
+        " --source {params.source:q} --cases {input.cases:q} --scores {input.scores:q} --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
 
 
 rule pictures:

@@ -1,7 +1,7 @@
 rule train:
     input:
-        cases=lambda wildcards: settings.cases_of(settings.fits[wildcards.fit].dataset),
-        volumes=lambda wildcards: f"{OUT}/datasets/{settings.fits[wildcards.fit].dataset}/volumes",
+        cases=lambda wildcards: f"{settings.source_of_fit(wildcards.fit)}/cases.csv",
+        volumes=lambda wildcards: f"{settings.source_of_fit(wildcards.fit)}/volumes",
     output:
         weights=f"{OUT}/weights/{{fit}}.safetensors",
         card=f"{OUT}/weights/{{fit}}.json",

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def learning_curve(curve: pd.DataFrame, *, title: str) -> Figure:
     """Loss and score over the fit, training and validation.
 
-    Columns `step` and `accuracy` are those of the patch metric, `epoch` and `sre_mm` those of rigid networks, each as `train_…` and,
-    where there was any, `validation_…`.
+    Columns `step` and `accuracy` are those of the patch metric, `epoch` and `sre_mm` those of rigid networks, `epoch` and `dice` those of
+    networks that predict a field, each as `train_…` and, where there was any, `validation_…`.
     """
-    time, score, labels = ("epoch", "sre_mm", _RIGID) if "epoch" in curve else ("step", "accuracy", _PATCHES)
+    time, score, labels = _kind(curve)
     figure = new_figure(8.0, 3.4)
     figure.suptitle(title)
     axes = figure.subplots(1, 2)
@@ -28,18 +28,27 @@ def learning_curve(curve: pd.DataFrame, *, title: str) -> Figure:
         for part, label, colour, line in _PARTS:
             values = curve.get(f"{part}_{name}")
             if values is not None and values.notna().any():
-                axis.plot(curve[time], values, line, marker="." if line == "-" else "", color=colour, label=label)
+                axis.plot(curve.loc[values.notna(), time], values.dropna(), line, marker="." if line == "-" else "", color=colour, label=label)
         axis.set_xlabel("step (batches)" if time == "step" else "epoch")
         axis.set_ylabel(labels[name])
         axis.grid(axis="y")
     axes[0].set_yscale("log")
     _mark_best(axes, curve, time, score)
-    axes[1 if score == "sre_mm" else 0].legend()
+    named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0 if score == "accuracy" else 1].legend(named.values(), named.keys())
     return figure
+
+
+def _kind(curve: pd.DataFrame) -> tuple[str, str, dict[str, str]]:
+    """Column of the time, name of the score, labels."""
+    if "epoch" not in curve:
+        return "step", "accuracy", _PATCHES
+    return ("epoch", "dice", _FIELDS) if "validation_dice" in curve else ("epoch", "sre_mm", _RIGID)
 
 
 _PATCHES = {"loss": "hinge loss", "accuracy": "share of patches classified right"}
 _RIGID = {"loss": "loss", "sre_mm": "surface registration error (mm)"}
+_FIELDS = {"loss": "loss", "dice": "Dice"}
 _PARTS = (
     ("train", "train", PALETTE[0], "-"),
     ("validation", "validation", PALETTE[1], "-"),
@@ -49,12 +58,12 @@ _PARTS = (
 
 
 def _mark_best(axes: tuple[Axes, Axes], curve: pd.DataFrame, time: str, score: str) -> None:
-    """Rings around the row whose weights are kept: lowest validation loss, or lowest SRE."""
+    """Rings around the row whose weights are kept: lowest validation loss, lowest SRE, or of networks that predict a field the last one."""
     columns = ("validation_sre_mm", "validation_average_sre_mm") if score == "sre_mm" else ("validation_loss",)
     chosen = curve[[name for name in columns if name in curve]].min(axis=1)
     if not chosen.notna().any():
         return
-    best = curve.loc[chosen.idxmin()]
+    best = curve.iloc[-1] if score == "dice" else curve.loc[chosen.idxmin()]
     for axis, name in zip(axes, ("loss", score), strict=True):
         axis.plot(best[time], best[f"validation_{name}"], "o", mfc="none", mec=GREY, ms=11, label="kept weights")
 

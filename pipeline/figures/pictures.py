@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
     from pipeline.volumes import Geometry, Volume
 
-__all__ = ["before_after", "checkerboard", "displacement_picture", "qc_picture", "quality_summary"]
+__all__ = [
+    "before_after",
+    "checkerboard",
+    "deformed_grid",
+    "displacement_picture",
+    "mark_folds",
+    "qc_picture",
+    "quality_summary",
+    "show_plane",
+]
 
 FIXED_COLOUR, WARPED_COLOUR = "#F0E442", "#56B4E9"
 VERDICTS = {"pass": ("#00704f", "PASS"), "warn": ("#b06f00", "WARN: look at it"), "fail": ("#b3261e", "FAIL: do not use")}
@@ -85,11 +94,11 @@ def displacement_picture(displacement_mm: np.ndarray, geometry: Geometry, *, tit
     images = []
 
     def draw_length(axis: Axes, plane: Plane) -> None:
-        images.append(_show(axis, plane, view.slice_of(length, plane), (0.0, longest), cmap="viridis"))
-        _mark_folds(axis, plane, view.slice_of(folded, plane))
+        images.append(show_plane(axis, plane, view.slice_of(length, plane), (0.0, longest), cmap="viridis"))
+        mark_folds(axis, plane, view.slice_of(folded, plane))
 
     def draw_grid(axis: Axes, plane: Plane) -> None:
-        _deformed_grid(axis, plane, view.in_plane_mm(displacement_vx, plane), view.slice_of(folded, plane))
+        deformed_grid(axis, plane, view.in_plane_mm(displacement_vx, plane), view.slice_of(folded, plane))
 
     percent = f"{100 * folded.mean():.3g} % of all voxels folded" + (" (red)" if folded.any() else "")
     told = f"largest displacement {length.max():.2f} mm, mean {length.mean():.2f} mm; {percent}"
@@ -107,10 +116,10 @@ def _before_after_sheet(volumes: tuple[Volume, Volume, Volume], labels: tuple[Vo
     windows = (window(fixed), window(before), window(before))
 
     def grey(index: int) -> Callable[[Axes, Plane], Any]:
-        return lambda axis, plane: _show(axis, plane, view.slice_of(volumes[index].array, plane), windows[index])
+        return lambda axis, plane: show_plane(axis, plane, view.slice_of(volumes[index].array, plane), windows[index])
 
     def board(index: int) -> Callable[[Axes, Plane], Any]:
-        return lambda axis, plane: _show(axis, plane, _board(view, plane, volumes, windows, index), (0.0, 1.0))
+        return lambda axis, plane: show_plane(axis, plane, _board(view, plane, volumes, windows, index), (0.0, 1.0))
 
     panels: list[Panel] = [
         ("fixed", grey(0)),
@@ -135,7 +144,8 @@ def _check_grids(volumes: Sequence[Volume]) -> None:
             )
 
 
-def _show(axis: Axes, plane: Plane, samples: np.ndarray, limits: tuple[float, float], cmap: str = "gray") -> Any:
+def show_plane(axis: Axes, plane: Plane, samples: np.ndarray, limits: tuple[float, float], cmap: str = "gray") -> Any:
+    """Samples `(rows, columns)` of a slice in mm, between two values."""
     extent = plane.extent_mm(samples.shape)
     return axis.imshow(samples, cmap=cmap, vmin=limits[0], vmax=limits[1], extent=extent, interpolation="nearest")
 
@@ -170,7 +180,8 @@ def _contour_legend(figure: Figure, both: bool) -> None:
     figure.legend(handles=handles, loc="lower right", ncols=2, facecolor="#303030", labelcolor="white", frameon=True)
 
 
-def _mark_folds(axis: Axes, plane: Plane, folded: np.ndarray) -> None:
+def mark_folds(axis: Axes, plane: Plane, folded: np.ndarray) -> None:
+    """Folded voxels of a slice, `(rows, columns)` bool, in red."""
     from matplotlib.colors import ListedColormap
 
     if folded.any():
@@ -178,7 +189,7 @@ def _mark_folds(axis: Axes, plane: Plane, folded: np.ndarray) -> None:
         axis.imshow(marked, cmap=ListedColormap([FOLD_COLOUR]), extent=plane.extent_mm(folded.shape), interpolation="nearest")
 
 
-def _deformed_grid(axis: Axes, plane: Plane, moved_mm: np.ndarray, folded: np.ndarray) -> None:
+def deformed_grid(axis: Axes, plane: Plane, moved_mm: np.ndarray, folded: np.ndarray) -> None:
     """Lines of the fixed grid after the transform, and its folded voxels, in mm."""
     from matplotlib.collections import LineCollection
 

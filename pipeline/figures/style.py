@@ -73,7 +73,7 @@ PLACES = (
     "rigid-mind",
     "loop",
     "attention-reg",
-    "field-network",
+    "resatt",
 )
 """Methods whose place in the palette is fixed; others take the next one in the order of the study's methods."""
 

@@ -21,10 +21,10 @@ from pipeline.errors import ConcordError
 from pipeline.learned.field_batches import Augmentation
 from pipeline.learned.field_cases import FieldCase, divided, named, read_field_cases
 from pipeline.learned.field_training import FieldTraining
-from pipeline.learned.fitting import choose_device, described, reproducible
-from pipeline.learned.weights import beside, load_into, load_weights, save_weights
+from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
+from pipeline.learned.weights import load_into, load_weights
 from pipeline.methods import Run
-from pipeline.provenance import environment, fingerprint
+from pipeline.provenance import fingerprint
 
 ARCHITECTURE = "field-network"
 _SHAPE = ("network", "widths", "channels", "score_scale", "output_scale", "svf")
@@ -98,23 +98,20 @@ def fit_fields(
         raise ConcordError(f"subjects {', '.join(sorted(both))}: to train on and held out; expected one of them")
     device = choose_device(settings.device)
     data = {"train": [case.data for case in train], "validation": [case.data for case in validation]}
-    made_of = {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, "data": data}
+    source = made_of(settings, seed=seed, threads=threads, data=data)
     with reproducible(threads):
         training = FieldTraining(settings, train, validation, seed=seed, device=device)
-        training.run(out, fingerprint(made_of))
+        training.run(out, fingerprint(source))
     card = {
         "architecture": ARCHITECTURE,
-        **{name: made_of["settings"][name] for name in _SHAPE},
+        **{name: source["settings"][name] for name in _SHAPE},
         "size": list(train[0].images.shape[:0:-1]),
         "subjects": {"train": sorted(named(train)), "validation": sorted(named(validation))},
         "parameters": sum(p.numel() for p in training.network.parameters()),
         "scores": training.scores(),
-        **made_of,
-        "versions": environment() | {"device": described(device)},
+        **source,
     }
-    card = save_weights(out, training.network.state_dict(), card)
-    beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
-    return card
+    return kept(out, training.network.state_dict(), card, device)
 
 
 def fit_to_cases(settings: FieldFit, cases: Path, *, run: Run, out: Path) -> dict[str, Any]:

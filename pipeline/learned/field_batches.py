@@ -27,7 +27,9 @@ class Augmentation(BaseModel):
     swap: bool = Field(True, description="fixed and moving image change places in half of the draws")
     flip: bool = Field(True, description="mirror along x, and along y, in half of the draws each")
     rotation_deg: float = Field(30.0, ge=0, le=180, description="bound of the rotation about the centre (ours)")
-    crop: tuple[float, float] = Field((0.8, 1.0), description="edge of a random part that is enlarged to the whole, as a share of the image's (paper)")
+    crop: tuple[float, float] = Field(
+        (0.8, 1.0), description="edge of a random part that is enlarged to the whole, as a share of the image's (paper)"
+    )
     deform_vx: float = Field(1.0, ge=0, description="root mean square of each component of a random displacement, low-pass filtered noise (ours)")
     deform_sigma_vx: float = Field(8.0, gt=0, description="sigma of that filter, a Gaussian (ours)")
 

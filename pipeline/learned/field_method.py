@@ -36,7 +36,9 @@ class FieldNetwork(Method):
     takes_masks: ClassVar[bool] = False
 
     weights: tuple[Path, ...] = Setting((), description="trained weights (.safetensors), one file, or one a fold of a cross-validation")
-    slicewise: bool = Setting(False, description="register 3-D stacks on a common set of slices slice by slice, with no displacement across them (ours)")
+    slicewise: bool = Setting(
+        False, description="register 3-D stacks on a common set of slices slice by slice, with no displacement across them (ours)"
+    )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
 
     @field_validator("weights", mode="before")
@@ -119,7 +121,9 @@ class FieldNetwork(Method):
         if pair.fixed.dimension == 2:
             return
         if not self.slicewise:
-            raise ConcordError(f"{pair.fixed.name}: 3-D, and the networks are 2-D; set slicewise to register slice by slice, or choose another method")
+            raise ConcordError(
+                f"{pair.fixed.name}: 3-D, and the networks are 2-D; set slicewise to register slice by slice, or choose another method"
+            )
         if not _same_slices(pair.fixed, pair.moving):
             raise ConcordError(
                 f"{pair.moving.name}: its slices are not those of {pair.fixed.name}; expected stacks that match along z: resample the moving one"

@@ -1,4 +1,4 @@
-"""What every fit of a network needs: a device, reproducible arithmetic, batches drawn ahead, a learning curve."""
+"""What every fit of a network needs: a device, reproducible arithmetic, batches drawn ahead, a learning curve, and an end."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import io
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from pipeline.errors import ConcordError
+from pipeline.learned.weights import beside, save_weights
+from pipeline.provenance import environment
 from pipeline.threads import torch_threads
 
 
@@ -76,6 +80,18 @@ def prefetched(draw: Callable[[int], Any], steps: Sequence[int], ahead: int = 2)
     finally:
         closed.set()
         thread.join()
+
+
+def made_of(settings: BaseModel, *, seed: int, threads: int, **more: Any) -> dict[str, Any]:
+    """All that a fit's result depends on: the fingerprint of its checkpoints, and part of its card."""
+    return {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, **more}
+
+
+def kept(out: Path, weights: Mapping[str, torch.Tensor], card: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """End a fit: write `OUT.safetensors` and its card with the versions, remove the checkpoint, return the card."""
+    written = save_weights(out, weights, {**card, "versions": environment() | {"device": described(device)}})
+    beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
+    return written
 
 
 def curve_csv(curve: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -24,11 +24,11 @@ from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.files import write_text
 from pipeline.learned.aligned_cases import first_pairs, modalities_of, read_pairs, turned
-from pipeline.learned.fitting import choose_device, curve_csv, described, prefetched, reproducible
+from pipeline.learned.fitting import choose_device, curve_csv, described, kept, made_of, prefetched, reproducible
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
-from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint, save_weights
+from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint
 from pipeline.methods import Run
-from pipeline.provenance import environment, fingerprint
+from pipeline.provenance import fingerprint
 
 log = logging.getLogger(__name__)
 ARCHITECTURE = "patch-cnn"
@@ -84,10 +84,10 @@ def fit_patch_metric(
     """
     device, pairs = choose_device(settings.device), first_pairs(pairs_train, settings.pairs, seed)
     data = {"train": data_of(pairs), "validation": data_of(pairs_validation)}
-    made_of = {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, "channels": list(channels), "data": data}
+    source = made_of(settings, seed=seed, threads=threads, channels=list(channels), data=data)
     with reproducible(threads):
         fit = _Fit(settings, pairs, pairs_validation, seed=seed, device=device)
-        fit.run(out, fingerprint(made_of))
+        fit.run(out, fingerprint(source))
     card = {
         "architecture": ARCHITECTURE,
         "configuration": settings.configuration,
@@ -95,12 +95,9 @@ def fit_patch_metric(
         "patch_vx": fit.network.patch_vx,
         "normalisation": normalisation_card(channels, fit.sampler.normalisation),
         "scores": fit.scores(),
-        **made_of,
-        "versions": environment() | {"device": described(device)},
+        **source,
     }
-    card = save_weights(out, fit.chosen(), card)
-    beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
-    return card
+    return kept(out, fit.chosen(), card, device)
 
 
 def fit_to_cases(settings: PatchMetricFit, cases: Path, *, run: Run, out: Path) -> dict[str, Any]:

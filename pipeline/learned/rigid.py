@@ -18,14 +18,14 @@ from torch import nn
 from nets.rigid_networks import NETWORKS, build
 from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
-from pipeline.learned.fitting import choose_device, described, reproducible
+from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
 from pipeline.learned.rigid_batches import Perturbation
 from pipeline.learned.rigid_cases import Centre, Input, Preparation, RigidCase, read_rigid_cases
 from pipeline.learned.rigid_pretraining import Pretraining
 from pipeline.learned.rigid_training import RigidTraining
-from pipeline.learned.weights import beside, load_into, load_weights, save_weights
+from pipeline.learned.weights import load_into, load_weights
 from pipeline.methods import Run
-from pipeline.provenance import environment, fingerprint
+from pipeline.provenance import fingerprint
 
 ARCHITECTURE = "rigid-network"
 
@@ -112,10 +112,10 @@ def fit_rigid(
             raise ConcordError(f"case {case.name}: prepared as {case.how}; expected {settings.preparation}, as the settings say: prepare it so")
     device = choose_device(settings.device)
     data = {"train": [case.data for case in train], "validation": [case.data for case in validation]}
-    made_of = {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, "data": data}
+    source = made_of(settings, seed=seed, threads=threads, data=data)
     with reproducible(threads):
         training = RigidTraining(settings, train, validation, seed=seed, device=device)
-        training.run(out, fingerprint(made_of))
+        training.run(out, fingerprint(source))
     card = {
         "architecture": ARCHITECTURE,
         "network": settings.network,
@@ -123,12 +123,9 @@ def fit_rigid(
         "sre_mm": list(settings.sre_mm),
         "parameters": sum(p.numel() for p in training.network.parameters()),
         "scores": training.scores(),
-        **made_of,
-        "versions": environment() | {"device": described(device)},
+        **source,
     }
-    card = save_weights(out, training.chosen(), card)
-    beside(out, ".checkpoint.safetensors").unlink(missing_ok=True)
-    return card
+    return kept(out, training.chosen(), card, device)
 
 
 def fit_to_cases(settings: RigidFit, cases: Path, *, run: Run, out: Path) -> dict[str, Any]:

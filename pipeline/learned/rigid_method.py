@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -127,10 +126,11 @@ class RigidNetwork(Method):
 
     def _stage(self, number: int, pair: Pair, before: np.ndarray, run: Run) -> np.ndarray:
         """The transform after one network, from the one before it."""
+        from pipeline.learned.laps import Laps, size_and_place
         from pipeline.learned.rigid_cases import RigidVolumes, rigid_case
 
         network, how = self.networks[number - 1]
-        laps = _Laps(self.chosen_device)
+        laps = Laps(self.chosen_device)
         how = self._as_fitted(how, self.weights[number - 1])
         case = rigid_case(pair.fixed, pair.moving, pair.fixed_mask, how, labels=self._labels(pair) if how.input == "label" else None)
         corners = _corners(case.region)
@@ -150,7 +150,8 @@ class RigidNetwork(Method):
         if run.trace is not None:
             known = {"stage": f"network {number}", "level": 0, "iteration": 0, "value": np.nan, "gradient_norm": np.nan}
             distances = {"step_mm": _length(step), "spread_mm": _length(ways) if self.averages > 1 else np.nan}
-            run.trace.append(known | distances | laps.row() | _size_and_place(network, laps.device, run.threads))
+            inference = {"inference_ms": laps.parts["resampling_ms"] + laps.parts["network_ms"], "seconds": laps.seconds}
+            run.trace.append(known | distances | laps.parts | inference | size_and_place(network, laps.device, run.threads))
         return before @ np.linalg.inv(motion)
 
     def _jitter(self, corners: np.ndarray, centre_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -193,38 +194,6 @@ class RigidNetwork(Method):
 
     def _region(self, pair: Pair) -> Volume:
         return region_mask(pair.fixed_mask, self.enlarge)
-
-
-class _Laps:
-    """Milliseconds of the parts of a stage; a GPU has finished its work at every mark."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.parts = device, {}
-        self._began = self._last = self._now()
-
-    def mark(self, name: str) -> None:
-        """End the part `name` here."""
-        now = self._now()
-        self.parts[name], self._last = 1000 * (now - self._last), now
-
-    def row(self) -> dict[str, float]:
-        """Every part, the inference's sum, and the seconds since the beginning."""
-        whole = {"inference_ms": self.parts["resampling_ms"] + self.parts["network_ms"], "seconds": self._now() - self._began}
-        return self.parts | whole
-
-    def _now(self) -> float:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def _size_and_place(network: nn.Module, device: torch.device, threads: int) -> dict[str, Any]:
-    from pipeline.learned.fitting import described
-
-    used = f", {threads} thread{'' if threads == 1 else 's'}" if device.type == "cpu" else ""
-    return {"parameters": sum(parameter.numel() for parameter in network.parameters()), "device": described(device) + used}
 
 
 def _warm_up(network: nn.Module, how: Preparation, averages: int, device: torch.device) -> None:

@@ -106,7 +106,11 @@ def test_more_squarings_converge(rng):
 
 @pytest.mark.parametrize(
     ("image", "field", "told"),
-    [((1, 1, 4, 4), (1, 3, 4, 4), "expected .batch, 2, y, x"), ((1, 1, 4, 4, 4), (1, 2, 4, 4), "both 2-D or both 3-D"), ((1, 1, 4), (1, 1, 4), "field")],
+    [
+        ((1, 1, 4, 4), (1, 3, 4, 4), "expected .batch, 2, y, x"),
+        ((1, 1, 4, 4, 4), (1, 2, 4, 4), "both 2-D or both 3-D"),
+        ((1, 1, 4), (1, 1, 4), "field"),
+    ],
 )
 def test_shapes_that_do_not_fit_are_refused(image, field, told):
     with pytest.raises(ValueError, match=told):

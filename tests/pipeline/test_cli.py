@@ -15,7 +15,7 @@ from examples import blob_volume, smooth_field, transforms_of
 from pipeline.cli import cli, main
 from pipeline.resampling import warp
 from pipeline.transform_files import read_transform, write_transform
-from pipeline.volumes import Geometry, Volume, read_volume, write_volume
+from pipeline.volumes import Geometry, Volume, read_vector_field, read_volume, write_volume
 
 GRID = Geometry.regular((64, 56), 1.5)
 
@@ -92,6 +92,42 @@ def test_the_loop_takes_its_similarity_and_transforms_from_the_command_line(fold
     record = json.loads((out / "provenance.json").read_text())
     assert record["settings"]["similarity"] == "ncc"
     assert record["settings"]["stages"] == ["affine", "bspline"]
+
+
+@pytest.fixture
+def shifting(folder) -> Path:
+    """Weights of a network that gives 2 voxels along x and -1 along y, whatever it sees."""
+    import torch
+
+    from pipeline.learned.field import ARCHITECTURE, FieldFit
+    from pipeline.learned.weights import save_weights
+
+    settings = FieldFit(network="unet", widths=(2, 4))
+    network = settings.network_of()
+    network.output.bias.data = torch.tensor([2.0, -1.0])
+    save_weights(folder / "net", network.state_dict(), {"architecture": ARCHITECTURE, **settings.model_dump(mode="json"), "subjects": {"train": []}})
+    return folder / "net.safetensors"
+
+
+def field_of(folder: Path, fixed: Path, capsys) -> np.ndarray:
+    """The field in mm that `concord convert` writes as NIfTI."""
+    assert run(capsys, "convert", folder / "transform.h5", folder / "field.nii.gz", "--to", "field", "--onto", fixed)[0] == 0
+    return read_vector_field(folder / "field.nii.gz")[0]
+
+
+def test_a_network_of_fields_registers_images_and_a_stack_slice_by_slice(folder, shifting, capsys):
+    same = ("--method", "resatt", "--weights", shifting, "--threads", 1)
+    status, _, told = run(capsys, "register", folder / "fixed.nii.gz", folder / "moving.nii.gz", *same, "-o", folder / "flat")
+    assert status == 0, told
+    assert sorted(file.name for file in (folder / "flat").iterdir()) == ["provenance.json", "qc.png", "trace.csv", "transform.h5", "warped.nii.gz"]
+    assert np.abs(field_of(folder / "flat", folder / "fixed.nii.gz", capsys) - [3.0, -1.5]).max() < 1e-4
+    grid = Geometry.regular((24, 20, 5), (1.5, 2.0, 8.0))
+    for seed, name in enumerate(("ed", "es")):
+        write_volume(blob_volume(grid, seed), folder / f"{name}.nii.gz")
+    stack = ("register", folder / "ed.nii.gz", folder / "es.nii.gz", *same, "-o", folder / "stack")
+    assert "set slicewise" in run(capsys, *stack)[2]
+    assert run(capsys, *stack, "--set", "slicewise=true")[0] == 0
+    assert np.abs(field_of(folder / "stack", folder / "ed.nii.gz", capsys) - [3.0, -2.0, 0.0]).max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from pathlib import Path
 
@@ -16,8 +17,13 @@ from pipeline.errors import ConcordError
 ROOT = Path(__file__).parents[2]
 
 
-def own_config() -> dict:
+@functools.cache
+def loaded() -> dict:
     return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def own_config() -> dict:
+    return copy.deepcopy(loaded())
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -48,7 +54,7 @@ def test_every_key_is_described():
 
 def changed(path: str, value) -> dict:
     """The project's config with one key changed."""
-    content = copy.deepcopy(own_config())
+    content = own_config()
     *parents, last = path.split("/")
     node = content
     for part in parents:
@@ -88,8 +94,8 @@ def changed(path: str, value) -> dict:
         ("studies/prostate/figures/uncertainty/against", "spread", "figures.uncertainty.against: no 'spread'; did you mean 'spread_mm'"),
         ("studies/cardiac/pictures/methods", ["symgn"], "studies.cardiac.pictures.methods: no 'symgn'"),
         ("studies/cardiac/figures/figure-4/kind", "pie", "studies.cardiac.figures.figure-4.kind: 'pie'"),
-        ("studies/cardiac/tables/table-classical/columns", ["dise"], "no 'dise'"),
-        ("studies/cardiac/tables/table-classical/row", ["mi"], "row: unknown key; did you mean 'rows'"),
+        ("studies/cardiac/tables/table-breakdown/columns", ["dise"], "no 'dise'"),
+        ("studies/cardiac/tables/table-methods/row", ["mi"], "row: unknown key; did you mean 'rows'"),
         ("studies/cardiac/batches", {"smoke": 1}, "studies.cardiac.batches: no value at scale 'laptop'"),
         ("studies/cardiac", None, "studies.cardiac"),
         ("methods/cnn-all/fit", "metric-al", "methods.cnn-all.fit: no 'metric-al'; did you mean 'metric-all'"),
@@ -99,10 +105,25 @@ def changed(path: str, value) -> dict:
         ("fits/metric-k3/dataset", "ixi", "data/IXI"),
         ("studies/deep-metric/landscapes/figure-3/methods", ["ncc"], "landscapes.figure-3.methods: no 'ncc'"),
         ("studies/prostate/attention/figure-4/method", "attention-3", "prostate.attention.figure-4.method: no 'attention-3'; did you mean"),
-        ("studies/prostate/attention/figure-4/method", "rigid-mi", "'rigid-mi': its use is rigid-mi, its fit none.*expected .* network attention-reg"),
+        (
+            "studies/prostate/attention/figure-4/method",
+            "rigid-mi",
+            "'rigid-mi': its use is rigid-mi, its fit none.*expected .* network attention-reg",
+        ),
         ("studies/prostate/attention/figure-4/method", "feature-1", "its fit feature-stage-1, a network feature-reg; expected .* attention-reg"),
         ("studies/prostate/attention/figure-4/without", "attention-1", "figure-4.without: 'attention-1': .* fit of network feature-reg"),
         ("studies/prostate/attention/figure-4/point", [1, 2, 3], "attention.figure-4.point: unknown key; did you mean 'point_mm'"),
+        ("studies/cardiac/deformations/figure-5/methods", ["resat"], "cardiac.deformations.figure-5.methods: no 'resat'; did you mean 'resatt'"),
+        ("studies/cardiac/deformations/figure-5/cases", "a", "deformations.figure-5.cases: unknown key; did you mean 'case'"),
+        ("fits/resatt/study", "cardiak", "fits.resatt-fold-0.study: no 'cardiak'; did you mean 'cardiac'"),
+        ("fits/resatt/study", "", "fits.resatt-fold-0.*expected either dataset or study"),
+        ("fits/resatt/dataset", "acdc", "fits.resatt-fold-0.*expected either dataset or study"),
+        ("fits/resatt/folds", 1, "fits.resatt.folds: 1 is not valid"),
+        ("fits/resatt/folds", "five", "fits.resatt.folds: 'five' is not valid"),
+        ("fits/resatt/fold", 5, "fits.resatt.*fold 5: expected one of 0 to 4"),
+        ("fits/resatt/epoch", 1, "fits.resatt-fold-0.epoch: unknown key; did you mean 'epochs'"),
+        ("fits/resatt-fold-3", {"learner": "field-network", "study": "cardiac"}, "fits.resatt-fold-3: there twice, once as a fold"),
+        ("methods/resatt/fit", "resat", "methods.resatt.fit: no 'resat'; did you mean 'resatt"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(path, value, told, tmp_path, monkeypatch):
@@ -135,3 +156,52 @@ def test_settings_come_with_their_defaults_as_plain_json():
     assert config.fits_of("cnn-k3") == ("metric-k3",)
     assert config.fits_of("mi") == ()
     assert "fit" not in config.method("cnn-k3")
+
+
+def with_fits(**fits) -> dict:
+    """The project's config with methods `net` and `both` of these fits beside its own."""
+    content = own_config()
+    content["fits"] |= {name: {"learner": "field-network", "study": "cardiac", **more} for name, more in fits.items()}
+    content["methods"]["net"] = {"use": "field-network", "fit": next(iter(fits))}
+    content["methods"]["both"] = {"use": "field-network", "fit": list(fits)}
+    return content
+
+
+def test_a_fit_with_folds_becomes_one_a_fold_in_their_order_and_its_method_takes_them_all():
+    config = parse_config(with_fits(a={"folds": 11, "epochs": 3}, b={"folds": 2}))
+    of_a = tuple(f"a-fold-{fold}" for fold in range(11))
+    assert config.fits_of("net") == of_a
+    assert config.fits_of("both") == (*of_a, "b-fold-0", "b-fold-1")
+    assert "a" not in config.fits
+    assert [config.fit(name)["fold"] for name in of_a] == list(range(11))
+    assert {(config.fit(name)["folds"], config.fit(name)["epochs"]) for name in of_a} == {(11, 3)}
+
+
+@pytest.mark.parametrize("chosen", [{"folds": 3, "fold": 1}, {"folds": 3, "fold": None}, {}])
+def test_a_fit_that_names_its_fold_or_no_folds_stays_one(chosen):
+    config = parse_config(with_fits(a=chosen))
+    assert config.fits_of("net") == ("a",)
+    assert config.fit("a")["fold"] == chosen.get("fold")
+
+
+def test_a_fold_belongs_to_the_fit_whose_whole_name_stands_before_it():
+    config = parse_config(with_fits(a={"folds": 2}, **{"a-fold": {"folds": 2}, "a-r1": {"folds": 2}}))
+    assert config.fits_of("net") == ("a-fold-0", "a-fold-1")
+
+
+def test_a_scale_chooses_the_number_of_folds_before_they_are_made():
+    content = with_fits(a={"folds": {"smoke": 2, "laptop": 3, "paper": 4}})
+    for scale, folds in (("smoke", 2), ("laptop", 3), ("paper", 4)):
+        assert len(parse_config({**content, "scale": scale}).fits_of("net")) == folds
+
+
+def test_a_fit_reads_the_cases_of_its_dataset_or_the_prepared_ones_of_its_study():
+    config = parse_config({**own_config(), "scale": "smoke"})
+    assert config.source_of_fit("resatt-fold-0") == "results/smoke/cardiac/prepared"
+    assert config.source_of_fit("metric-k3") == "results/smoke/datasets/brain-adult"
+
+
+def test_the_published_weight_of_the_regulariser_is_fitted_once_at_scale_paper():
+    fits = {scale: load_config(ROOT / "config.yaml", scale=scale).fits_of("resatt-r150") for scale in SCALES}
+    assert fits["paper"] == load_config(ROOT / "config.yaml", scale="paper").fits_of("resatt")
+    assert len(fits["paper"]) == 10 and fits["laptop"] == ("resatt-r150-fold-0", "resatt-r150-fold-1")

@@ -9,7 +9,7 @@ import pytest
 from examples import oblique_geometry
 
 from pipeline.cases import Case
-from pipeline.prepare import Exclusion, PrepareSettings, prepare_cases, read_exclusions, write_exclusions
+from pipeline.prepare import Exclusion, PrepareSettings, levels_of, prepare_cases, read_exclusions, write_exclusions
 from pipeline.resampling import warp
 from pipeline.transform_files import read_transform, write_transform
 from pipeline.transforms import Field
@@ -51,6 +51,37 @@ def test_labelled_slices_become_cases_and_the_others_are_named(tmp_path):
     assert set(np.unique(labels.array)) == {0, 1, 2, 3}
     assert fixed.array.min() == 0
     assert fixed.array.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("areas", "levels"),
+    [
+        ([9, 8, 7, 5, 3, 2], ["base"] * 2 + ["mid"] * 2 + ["apex"] * 2),
+        ([2, 3, 5, 7, 8, 9], ["apex"] * 2 + ["mid"] * 2 + ["base"] * 2),
+        ([4, 9, 8, 7, 2], ["base"] * 2 + ["mid"] + ["apex"] * 2),
+        ([9, 5, 3, 1], ["base", "mid", "mid", "apex"]),
+        ([1, 9], ["apex", "base"]),
+        ([5], ["mid"]),
+        ([], []),
+    ],
+)
+def test_levels_are_thirds_from_the_end_where_the_labels_are_larger(areas, levels):
+    assert levels_of(areas) == levels
+
+
+def test_slices_are_told_their_level_by_the_labels_of_both_images(tmp_path):
+    geometry = Geometry.regular((12, 10, 4), (1.5, 1.5, 8.0))
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[:, 2, 2], labels[:, 3, 3], labels[:, 4, 4] = 1, 2, 3
+    moving = labels.copy()
+    labels[0, 6:8, 6:8] = 3  # the fixed map is larger at one end, the moving one still more at the other
+    moving[3, 5:9, 5:9] = 3
+    case = stack_case(tmp_path, fixed_labels=labels, moving_labels=moving)
+    ready, _ = prepare_cases([case], SLICES, tmp_path / "out")
+    assert [case.level for case in ready] == ["apex", "mid", "mid", "base"]
+    turned = case.model_copy(update={"fixed_labels": case.moving_labels, "moving_labels": case.fixed_labels})
+    assert [case.level for case in prepare_cases([turned], SLICES, tmp_path / "out")[0]] == ["apex", "mid", "mid", "base"]
+    assert prepare_cases([case], PrepareSettings(intensity="min-max"), tmp_path / "out")[0][0].level == ""
 
 
 def test_slicing_takes_the_right_slice(tmp_path):

@@ -135,6 +135,83 @@ def test_small_p_values_are_given_as_a_bound():
     assert [p_value(p) for p in (0.0004, 0.001, 0.0449, 1.0, math.nan)] == ["< 0.001", "0.001", "0.045", "1.000", DASH]
 
 
+@pytest.mark.parametrize(
+    ("statistic", "text"),
+    [("mean (variance)", "2.500 (1.667)"), ("median", "2.500"), ("mean ± SD", "2.500 ± 1.291"), ("median [IQR]", "2.500 [1.750–3.250]")],
+)
+def test_a_column_may_have_a_statistic_of_its_own(statistic, text):
+    # .01 .02 .03 .04 in percent: squared deviations 2.25 .25 .25 2.25, sum 5, / 3
+    scores = pd.concat([SCORES, scores_of({"old": [0.01, 0.02, 0.03, 0.04]}, "folding")])
+    table = table_of(scores, rows=["old"], columns=["dice", {"metric": "folding", "statistic": statistic}])
+    assert column(table, 2)[0].text == text
+    assert column(table)[0].text == "0.650 ± 0.129"
+
+
+def test_the_caption_names_the_statistic_of_every_column_where_they_differ():
+    columns = ["dice", {"metric": "folding", "statistic": "mean (variance)"}, {"metric": "dice", "start": "far"}]
+    assert "over registrations: median of Dice, Dice, from far; mean (variance) of Folding; structures" in caption(
+        table_of(columns=columns, statistic="median")
+    )
+
+
+def test_bold_follows_the_statistic_of_the_column():
+    scores = scores_of({"old": [0.5, 0.5, 0.5, 0.5], "new": [0.1, 0.6, 0.6, 0.1]})
+    scores.loc[4:, "value"] = [0.1, 0.6, 0.6, 0.6]
+    table = table_of(scores, rows=["old", "new"], columns=["dice", {"metric": "dice", "statistic": "median"}])
+    assert [[entry.best for entry in row] for row in table.rows] == [[True, False], [False, True]]
+
+
+# ---- parts
+
+
+def in_groups() -> pd.DataFrame:
+    """Cases c0 and c1 of group A, c2 and c3 of group B; c0 and c2 at the base."""
+    return SCORES.assign(
+        group=SCORES["case"].map({"c0": "A", "c1": "A", "c2": "B", "c3": "B"}), level=SCORES["case"].map({"c0": "base", "c2": "base"}).fillna("apex")
+    )
+
+
+def test_columns_of_a_group_and_of_a_level_take_these_cases_only_and_say_how_many():
+    columns = [
+        {"metric": "dice", "group": "B"},
+        {"metric": "dice", "level": "base"},
+        {"metric": "dice", "group": "A", "level": "apex", "label": "A apex"},
+    ]
+    table = table_of(in_groups(), columns=columns)
+    assert [entry.statistics["mean"] for entry in table.rows[0]] == pytest.approx([0.35, 0.2, 0.2])
+    assert [heading.text for heading in table.grid.headings] == ["Method", "Dice, group B", "Dice, base", "A apex"]
+    assert "Registrations: Dice, group B 2, Dice, base 2, A apex 1." in caption(table)
+    assert "thirds of a subject's labelled slices" in caption(table)
+    assert "no finite value" not in caption(table)
+
+
+def test_a_value_missing_from_a_group_is_counted_among_that_group():
+    scores = in_groups()
+    scores.loc[scores["method"].eq("new") & scores["case"].eq("c3"), "value"] = math.nan
+    assert "new: Dice, group B over 1 of 2" in caption(table_of(scores, columns=[{"metric": "dice", "group": "B"}]))
+
+
+def test_columns_of_a_part_are_not_marked_by_a_test_over_all():
+    columns = [{"metric": "dice", "group": "B"}, {"metric": "dice", "level": "base"}, "dice"]
+    table = table_of(in_groups(), [comparison("new", 0.1, 0.001)], columns=columns, reference="old")
+    assert [cell.mark for cell in table.grid.rows[2]] == ["", "", "", "*"]
+    assert "tested: Dice." in caption(table)
+
+
+def test_a_part_has_a_published_figure_of_its_own_and_is_named_in_the_csv(tmp_path):
+    columns = [{"metric": "dice", "structure": "1", "group": "B", "level": "base"}]
+    scores = in_groups().assign(structure="1")
+    table = table_of(scores, columns=columns, published={"new": {"dice:1/B/base": "0.9"}})
+    assert table.grid.rows[2][2].text == "0.9"
+    write_table(table, tmp_path / "t")
+    assert pd.read_csv(tmp_path / "t.csv")[["structure", "group", "level"]].iloc[0].tolist() == [1, "B", "base"]
+
+
+def test_a_part_of_scores_without_their_cases_is_refused():
+    with pytest.raises(ConcordError, match="column dice/B by group, and the scores have none; give the table of cases"):
+        table_of(columns=[{"metric": "dice", "group": "B"}])
+
+
 # ---- bold
 
 

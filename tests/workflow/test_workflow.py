@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -223,3 +224,36 @@ def test_a_job_killed_half_way_is_finished_by_a_rerun(finished):
     assert (folder / "c1.h5").exists()
     assert (folder / "c3.h5").stat().st_mtime_ns == kept  # finished work is not done again
     assert len((folder / "c1.h5").read_bytes()) == len(before)
+
+
+def test_a_cross_validated_network_is_fitted_to_its_studys_prepared_cases_and_shown_in_detail(project, tmp_path):
+    pairs = pd.read_csv(project / "data" / "pairs.csv").query("case != 'c4'")
+    pairs.assign(split="test").to_csv(project / "data" / "whole.csv", index=False)
+    fit = {"learner": "field-network", "study": "tiny", "network": "unet", "widths": [4, 8], "folds": 2, "epochs": 2, "learning_rate": 0.003}
+    study = {
+        "title": "Discs",
+        "dataset": "own",
+        "prepare": {"intensity": "min-max"},
+        "methods": ["identity", "net"],
+        "measures": ["dice", "inference_ms"],
+        "tables": {"overlap": {"title": "Overlap", "rows": ["identity", "net"], "columns": ["dice", {"metric": "dice", "level": "base"}]}},
+        "deformations": {"detail": {"title": "One pair", "methods": ["identity", "net"]}},
+    }
+    content = {
+        "scale": "smoke",
+        "datasets": {"own": {"reader": "table", "file": str(project / "data" / "whole.csv")}},
+        "methods": {"identity": {}, "net": {"use": "field-network", "fit": "net"}},
+        "fits": {"net": fit},
+        "studies": {"tiny": study},
+    }
+    write_config(tmp_path, content)
+    shutil.copytree(ROOT / "workflow" / "profiles", tmp_path / "workflow" / "profiles")
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "smoke"
+    assert (results / "tiny" / "deformations" / "detail.png").stat().st_size > 10_000
+    held_out = [json.loads((results / "weights" / f"net-fold-{fold}.json").read_text())["subjects"]["validation"] for fold in (0, 1)]
+    assert sorted(held_out[0] + held_out[1]) == sorted(pairs["subject"])
+    scores = pd.read_csv(results / "tiny" / "scores.csv")
+    assert set(scores.query("method == 'net'")["subject"]) == set(pairs["subject"])
+    assert rules_to_run(tmp_path) == set()

@@ -136,7 +136,8 @@ def test_thousands_of_points_are_thinned_and_keep_their_extremes(rng):
 def test_a_method_has_one_colour_in_all_figures_whatever_else_is_drawn():
     alone, among = method_styles(["mi"]), method_styles(["identity", "cnn", "syn", "mi"])
     assert alone["mi"] == among["mi"]
-    assert set(PLACES) == set(METHODS) - {"identity"}
+    assert set(PLACES) == set(METHODS) - {"identity", "field-network"}  # the class of resatt and its peers, by no row's name
+    assert len(PLACES) <= len(PALETTE)
 
 
 def test_methods_have_different_colours_while_the_palette_lasts():
@@ -470,6 +471,14 @@ def test_a_learning_curve_marks_the_kept_weights_and_a_trace_has_a_line_a_level(
         second = learning_curve(table, title="fit").axes[1]
         assert second.get_ylabel() == "surface registration error (mm)"
         assert [line.get_xdata()[0] for line in second.lines if line.get_label() == "kept weights"] == [kept]
+    fields = pd.DataFrame({"epoch": [1, 2, 3, 4], "train_loss": [9.0, 5.0, 4.0, 3.0], "validation_loss": [np.nan, 4.0, np.nan, 6.0]})
+    fields = fields.assign(validation_dice=[np.nan, 0.8, np.nan, 0.7], validation_start_dice=[np.nan, 0.5, np.nan, 0.5])
+    loss, dice = learning_curve(fields, title="fit").axes
+    assert dice.get_ylabel() == "Dice"
+    # the last weights are kept, and points that are epochs apart are joined
+    assert [line.get_xdata()[0] for line in dice.lines if line.get_label() == "kept weights"] == [4.0]
+    assert [line.get_xdata().tolist() for line in dice.lines if line.get_label().startswith("validation")] == [[2, 4], [2, 4]]
+    assert {text.get_text() for text in dice.get_legend().get_texts()} == {"train", "validation", "validation, starting positions", "kept weights"}
     rows = [
         {"stage": s, "level": v, "iteration": i, "value": 1.0 / (i + 1), "step_mm": 0.1, "gradient_norm": 1.0, "seconds": 0.01}
         for s in ("rigid", "bspline")

@@ -42,11 +42,24 @@ def rows_of(out):
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"network": "unet"}, {"network": "resatt", "output_scale": 0.04}, {"network": "unet", "svf": True}, {"network": "unet", "loss": "label-driven", "label_weight": 30.0}],
+    [
+        {"network": "unet"},
+        {"network": "resatt", "output_scale": 0.04},
+        {"network": "unet", "svf": True},
+        {"network": "unet", "loss": "label-driven", "label_weight": 30.0},
+    ],
 )
 def test_it_learns_to_bring_the_held_out_structures_together(tmp_path, chosen):
     mild = Augmentation(rotation_deg=10, deform_vx=0.3, deform_sigma_vx=4)
-    learning = {"widths": (8, 16), "epochs": 25, "batch": 4, "learning_rate": 1e-2, "decay": "cosine", "gradient_weight": 20.0, "curvature_weight": 0.5}
+    learning = {
+        "widths": (8, 16),
+        "epochs": 25,
+        "batch": 4,
+        "learning_rate": 1e-2,
+        "decay": "cosine",
+        "gradient_weight": 20.0,
+        "curvature_weight": 0.5,
+    }
     fitted(tmp_path / "net", settings(**(learning | {"augmentation": mild, "validation_every": 25} | chosen)), train=12, validation=4)
     last = rows_of(tmp_path / "net")[-1]
     assert float(last["validation_start_dice"]) < 0.3
@@ -148,7 +161,11 @@ def test_the_loaded_network_is_the_fitted_one(tmp_path):
     save_weights(tmp_path / "other", state, changed | {"widths": [4, 8]})
     save_weights(tmp_path / "wrong", state, changed | {"architecture": "rigid-network"})
     save_weights(tmp_path / "vnet", state, changed | {"network": "vnet"})
-    for name, told in {"other": "weights of another architecture", "wrong": "'rigid-network'; expected 'field-network'", "vnet": "describes no network"}.items():
+    for name, told in {
+        "other": "weights of another architecture",
+        "wrong": "'rigid-network'; expected 'field-network'",
+        "vnet": "describes no network",
+    }.items():
         with pytest.raises(ConcordError, match=told) as caught:
             load_field(tmp_path / f"{name}.safetensors")
         assert "\n" not in str(caught.value)

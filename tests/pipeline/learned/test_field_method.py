@@ -107,7 +107,10 @@ def test_stacks_of_other_slices_are_refused(monkeypatch):
     fixed = blob_volume(grid)
     with pytest.raises(ConcordError, match="set slicewise"):
         run_method(method(), Pair(fixed, fixed), Run())
-    thin, shifted = oblique((20, 16, 6), (1.5, 2.0, 5.0)), Geometry(grid.size, grid.spacing_mm, tuple(grid.points_at(np.array([0, 0, 0.5]))), grid.direction)
+    thin, shifted = (
+        oblique((20, 16, 6), (1.5, 2.0, 5.0)),
+        Geometry(grid.size, grid.spacing_mm, tuple(grid.points_at(np.array([0, 0, 0.5]))), grid.direction),
+    )
     for other in (thin, shifted, oblique((20, 16, 5), (1.5, 2.0, 6.0))):
         with pytest.raises(ConcordError, match="match along z"):
             run_method(method(slicewise=True), Pair(fixed, blob_volume(other)), Run())
@@ -188,7 +191,7 @@ def test_weights_that_are_missing_and_masks_are_told(fitted, tmp_path):
     image, mask = blob_volume(grid), Volume(np.ones(grid.shape, np.uint8), grid, "mask")
     with pytest.raises(ConcordError, match="none given"):
         run_method(FieldNetwork(), Pair(image, image), Run())
-    with pytest.raises(ConcordError, match="gone.safetensors is not there"):
+    with pytest.raises(ConcordError, match=r"gone\.safetensors is not there"):
         _ = FieldNetwork(weights=(tmp_path / "gone.safetensors",)).files
     with pytest.raises(ConcordError, match="takes no masks"):
         run_method(FieldNetwork(weights=fitted), Pair(image, image, fixed_mask=mask), Run())
