@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import report
+import pandas as pd
+from common import RESULTS, report
 
 from nets.patch_cnn import PatchCnn
 from pipeline.learned.weights import save_weights
@@ -75,13 +76,22 @@ def cost_of(edge: int, name: str, settings: dict[str, object]) -> dict[str, obje
     return {"method": name, "edge": edge, "voxels": edge**3, "peak_mib": round(cost["peak"]), "seconds": round(cost["seconds"], 1)}
 
 
+def others(only: str) -> list[dict[str, object]]:
+    """Rows of an earlier run whose methods are not measured now."""
+    file = RESULTS / "memory.csv"
+    if not only or not file.exists():
+        return []
+    table = pd.read_csv(file)
+    return table[~table["method"].str.startswith(only)].to_dict("records")
+
+
 def main() -> None:
     """Print and keep peak memory in MiB, and bytes a voxel above the smallest size's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--edges", type=int, nargs="+", default=[64, 128, 192, 256])
     parser.add_argument("--only", default="", help="methods whose names begin so")
     given = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows = others(given.only)
     with tempfile.TemporaryDirectory() as folder:
         weights = str(unfitted_weights(Path(folder)))
         for name, settings in METHODS.items():
@@ -96,7 +106,7 @@ def main() -> None:
                 if "peak_mib" in row and "peak_mib" in own[0]:
                     row["bytes_a_voxel"] = round((row["peak_mib"] - own[0]["peak_mib"]) * 2**20 / (row["voxels"] - own[0]["voxels"]))
             rows += own
-    report(rows, "memory")
+            report(rows, "memory")  # after every method: the largest cubes take long
 
 
 if __name__ == "__main__":

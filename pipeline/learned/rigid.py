@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from nets.rigid_networks import NETWORKS, build
+from nets.rigid_networks import NETWORKS, Grid, build
 from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
@@ -28,6 +29,13 @@ from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
 ARCHITECTURE = "rigid-network"
+
+
+@cache
+def _check_grid(network: str, grid: Grid) -> None:
+    """Complain of a grid that is too small for the network: it is built, without drawing a number, and thrown away."""
+    with torch.device("meta"):
+        build(network, grid)
 
 
 class RigidFit(BaseModel):
@@ -70,8 +78,7 @@ class RigidFit(BaseModel):
             raise ValueError(f"milestones {self.milestones}: expected epochs, or one number of 1 or more")
         if self.pretrain is not None and self.network not in ("attention-reg", "feature-reg"):
             raise ValueError(f"pretrain: {self.network} has no extractors; expected attention-reg or feature-reg, or no pretraining")
-        with torch.device("meta"):  # complains of a grid that is too small for the network, and draws nothing
-            build(self.network, self.preparation.grid)
+        _check_grid(self.network, self.preparation.grid)
         return self
 
     @property
