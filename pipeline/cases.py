@@ -35,6 +35,13 @@ class Case(BaseModel):
     fold: int | None = Field(None, ge=0, description="fold of the cross-validation in which the case is scored")
     group: str = Field("", description="diagnosis, site, direction: whatever a table may be split by")
     level: Literal["", "base", "mid", "apex"] = Field("", description="third of the stack in which a slice lies; empty: no slice, or unknown")
+    slice_spacing_mm: float | None = Field(
+        None, gt=0, description="distance of a 2-D slice from the next one of its stack: with it areas are volumes"
+    )
+    fixed_phase: Literal["", "ED", "ES"] = Field(
+        "", description="phase of the heart in the fixed volume: end-diastole or end-systole; empty: unknown"
+    )
+    moving_phase: Literal["", "ED", "ES"] = Field("", description="phase of the heart in the moving volume")
     start: str = Field("", description="name of the starting position where a case has several")
     fixed_labels: Path | None = Field(None, description="label map on the fixed grid")
     moving_labels: Path | None = Field(None, description="label map on the moving grid")

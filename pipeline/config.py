@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.attention import AttentionSettings
+from pipeline.clinical import ClinicalSettings
 from pipeline.errors import ConcordError, explain
 from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
@@ -121,6 +122,9 @@ class StudySettings(_Settings):
     landscapes: dict[str, LandscapeSettings] = Field(default_factory=dict, description="figures of similarities around the truth, by name")
     attention: dict[str, AttentionSettings] = Field(default_factory=dict, description="figures of what attention networks look at, by name")
     deformations: dict[str, DeformationSettings] = Field(default_factory=dict, description="figures of what methods do to one case, by name")
+    clinical: dict[str, ClinicalSettings] = Field(
+        default_factory=dict, description="tables and Bland-Altman plots of volumes at end-systole and ejection fraction, by name"
+    )
     pictures: PictureSettings = Field(default_factory=PictureSettings, description="pictures of cases")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.attention import AttentionSettings
+from pipeline.clinical import VOLUMES, ClinicalSettings
 from pipeline.config import ComparisonSettings, Config, StudySettings, without_fit
 from pipeline.errors import ConcordError, choices
 from pipeline.methods import METHODS, create_method
@@ -48,6 +49,8 @@ def check_references(config: Config) -> None:
             _check_attention(config, f"{where}.attention.{name}", shown, study)
         for name, drawn in study.deformations.items():
             _known(f"{where}.deformations.{name}.methods", drawn.methods, study.methods)
+        for name, shown in study.clinical.items():
+            _check_clinical(f"{where}.clinical.{name}", shown, study)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
         _check_paths(config, study.dataset)
 
@@ -69,6 +72,13 @@ def _check_attention(config: Config, where: str, shown: AttentionSettings, study
         if config.method(name)["use"] != "attention-reg" or kinds != [network]:
             found = f"its use is {config.method(name)['use']}, its fit {first[0] if first else 'none'}, a network {kinds[0] if kinds else 'of no such kind'}"
             raise ConcordError(f"config.yaml.{where}.{key}: {name!r}: {found}; expected a method of use attention-reg and a fit of network {network}")
+
+
+def _check_clinical(where: str, shown: ClinicalSettings, study: StudySettings) -> None:
+    _known(f"{where}.methods", shown.methods, study.methods)
+    if missing := [name for name in VOLUMES if name not in study.measures]:
+        measures = ", ".join(study.measures)
+        raise ConcordError(f"config.yaml.{where}: made of {', '.join(VOLUMES)}; expected {missing[0]} among the study's measures: {measures}")
 
 
 def _check_paths(config: Config, dataset: str) -> None:

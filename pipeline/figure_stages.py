@@ -106,6 +106,32 @@ def deformation_stage(settings: dict[str, Any], manifests: dict[str, list[str]],
     save(figure, svg)
 
 
+@stage.command("clinical")
+@click.option("--settings", type=Json(), required=True, help="the read-outs' settings")
+@click.option("--study", required=True)
+@click.option("--dataset", required=True)
+@click.option("--scale", required=True)
+@click.option("--methods", type=Json(), required=True, help="methods of the study: each keeps its colour in all figures")
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--cases", type=EXISTING, required=True, help="prepared cases: their phases of the heart")
+@click.option("--out", type=PATH, required=True, help="stem of the tables and of the figure to write")
+def clinical_stage(settings: dict[str, Any], methods: list[str], scores: Path, cases: Path, out: Path, **given: str) -> None:
+    """Write volumes at end-systole and ejection fractions as tables, and draw them after Bland and Altman."""
+    from pipeline.cases import read_cases
+    from pipeline.clinical import ClinicalSettings, read_outs, write_read_outs
+    from pipeline.figures.bland_altman import bland_altman
+    from pipeline.figures.style import save
+    from pipeline.scoring import read_scores
+    from pipeline.tables import TableContext
+
+    chosen = ClinicalSettings(**settings)
+    found = read_outs(chosen, read_scores(scores), read_cases(cases))
+    write_read_outs(chosen, found, TableContext(**given, methods=tuple(methods)), out)
+    figure = bland_altman(chosen, found.values, study_methods=methods, source=f"{given['dataset']}, scale {given['scale']}")
+    for suffix in ("png", "svg"):
+        save(figure, Path(f"{out}.{suffix}"))
+
+
 @stage.command("pictures")
 @click.argument("manifests", type=EXISTING, nargs=-1, required=True)
 @click.option("--method", required=True)

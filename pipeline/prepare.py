@@ -152,8 +152,10 @@ def _labelled_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSe
         if case.true_transform is not None:
             files["true_transform"] = _true_slice(case, volumes["fixed"], z, folder, settings)
         sliced.append((z, case.model_copy(update={**files, "case": f"{case.case}_{part}"})))
+    between_mm = volumes["fixed"].geometry.spacing_mm[2]  # a slice of its own does not know it any more
     levels = levels_of([sum(np.count_nonzero(volumes[name].array[z]) for name in ("fixed_labels", "moving_labels")) for z, _ in sliced])
-    return [ready.model_copy(update={"level": level}) for (_, ready), level in zip(sliced, levels, strict=True)], dropped
+    known = [{"level": level, "slice_spacing_mm": between_mm} for level in levels]
+    return [ready.model_copy(update=update) for (_, ready), update in zip(sliced, known, strict=True)], dropped
 
 
 def levels_of(areas: Sequence[int]) -> list[str]:

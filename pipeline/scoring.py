@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cases import Case
+from pipeline.clinical import label_volumes_ml
 from pipeline.errors import ConcordError
 from pipeline.prepare import Exclusion
 from pipeline.volumes import Volume, read_volume
@@ -29,7 +30,7 @@ class Measure:
     """How a measure is called, which way is better, and what computes it: a number, or one a structure."""
 
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "neither"]
     compute: Callable[[Scored], float | dict[int, float]] | None
     needs: tuple[str, ...] = ()
 
@@ -79,12 +80,16 @@ class Scored:
         return self._labels("fixed_labels", self.fixed)
 
     @cached_property
+    def moving_labels(self) -> Volume:
+        """The moving label map on its own grid."""
+        return self._labels("moving_labels", read_volume(self.case.moving))
+
+    @cached_property
     def warped_labels(self) -> np.ndarray:
         """The moving label map on the fixed grid, nearest neighbour."""
         from pipeline.resampling import warp_by_field
 
-        moving = self._labels("moving_labels", read_volume(self.case.moving))
-        return warp_by_field(moving, self.displacement_mm, self.fixed.geometry, interpolation="nearest").array
+        return warp_by_field(self.moving_labels, self.displacement_mm, self.fixed.geometry, interpolation="nearest").array
 
     def _labels(self, name: str, image: Volume) -> Volume:
         path = getattr(self.case, name)
@@ -126,10 +131,7 @@ def _overlap(name: str) -> Callable[[Scored], dict[int, float]]:
 
 
 def _surface(name: str) -> Callable[[Scored], dict[int, float]]:
-    def compute(scored: Scored) -> dict[int, float]:
-        return {label: getattr(distances, name) for label, distances in _surfaces(scored).items()}
-
-    return compute
+    return lambda scored: {label: getattr(distances, name) for label, distances in _surfaces(scored).items()}
 
 
 def _surface_learn2reg(scored: Scored) -> dict[int, float]:
@@ -147,10 +149,7 @@ def _surfaces(scored: Scored) -> dict[int, object]:
 
 
 def _residual(name: str) -> Callable[[Scored], float]:
-    def compute(scored: Scored) -> float:
-        return getattr(scored.surface_residual, name)
-
-    return compute
+    return lambda scored: getattr(scored.surface_residual, name)
 
 
 def _folding(name: str) -> Callable[[Scored], float]:
@@ -214,6 +213,9 @@ MEASURES: dict[str, Measure] = {
     "hd95_mm": Measure("mm", "lower", _surface("hd95_mm"), LABELS),
     "surface_distance_mm": Measure("mm", "lower", _surface("mean_mm"), LABELS),
     "hd95_learn2reg_vx": Measure("voxel", "lower", _surface_learn2reg, LABELS),
+    "fixed_volume_ml": Measure("ml", "neither", partial(label_volumes_ml, which="fixed"), LABELS),
+    "moving_volume_ml": Measure("ml", "neither", partial(label_volumes_ml, which="moving"), LABELS),
+    "warped_volume_ml": Measure("ml", "neither", partial(label_volumes_ml, which="warped"), LABELS),
     "displacement_error_mm": Measure("mm", "lower", _displacement_error, ("true_transform",)),
     "tre_mm": Measure("mm", "lower", _landmark_error, ("fixed_landmarks", "moving_landmarks")),
     "sre_mm": Measure("mm", "lower", _residual("sre_mm"), SURFACE),

@@ -20,6 +20,7 @@ wildcard_constraints:
     landscape=names(name for study in settings.studies.values() for name in study.landscapes),
     attention=names(name for study in settings.studies.values() for name in study.attention),
     deformation=names(name for study in settings.studies.values() for name in study.deformations),
+    clinical=names(name for study in settings.studies.values() for name in study.clinical),
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
 
@@ -49,6 +50,7 @@ def all_results():
         wanted += results_of(name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes])
         wanted += results_of(name, "attention", [f"{shown}.png" for shown in study.attention])
         wanted += results_of(name, "deformations", [f"{shown}.png" for shown in study.deformations])
+        wanted += results_of(name, "clinical", [f"{shown}.html" for shown in study.clinical])
         wanted += results_of(name, "pictures", study.pictures.methods)
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []

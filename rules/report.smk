@@ -160,6 +160,44 @@ rule deformation_figure:
         " --source {params.source:q} --cases {input.cases:q} --scores {input.scores:q} --png {output.png:q} --svg {output.svg:q} >{log:q} 2>&1"
 
 
+rule clinical:
+    input:
+        scores=f"{STUDY}/scores.csv",
+        cases=f"{STUDY}/prepared/cases.csv",
+    output:
+        csv=f"{STUDY}/clinical/{{clinical}}.csv",
+        subjects=f"{STUDY}/clinical/{{clinical}}-subjects.csv",
+        markdown=f"{STUDY}/clinical/{{clinical}}.md",
+        latex=f"{STUDY}/clinical/{{clinical}}.tex",
+        html=report(
+            f"{STUDY}/clinical/{{clinical}}.html",
+            caption="../workflow/report/clinical.rst",
+            category="{study}",
+            subcategory="Tables",
+            labels={"what": "{clinical}"},
+        ),
+        png=report(
+            f"{STUDY}/clinical/{{clinical}}.png",
+            caption="../workflow/report/clinical.rst",
+            category="{study}",
+            subcategory="Figures",
+            labels={"what": "{clinical}"},
+        ),
+        svg=f"{STUDY}/clinical/{{clinical}}.svg",
+    log:
+        f"{OUT}/logs/clinical/{{study}}/{{clinical}}.log",
+    benchmark:
+        f"{OUT}/benchmarks/clinical/{{study}}/{{clinical}}.tsv"
+    params:
+        settings=lambda wildcards: as_json(study_of(wildcards).clinical[wildcards.clinical]),
+        context=context,
+        stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
+        text=lambda wildcards: study_of(wildcards).clinical[wildcards.clinical].caption,
+    shell:
+        "python -m pipeline stage clinical --settings {params.settings:q} {params.context} --scores {input.scores:q}"
+        " --cases {input.cases:q} --out {params.stem:q} >{log:q} 2>&1"
+
+
 rule pictures:
     input:
         manifests=manifests,

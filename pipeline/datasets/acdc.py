@@ -147,6 +147,8 @@ def cine_cases(subjects: Iterable[CineSubject], direction: Direction, *, folds: 
             subject=subject.name,
             fold=fold[subject.name],
             group=subject.group,
+            fixed_phase=fixed,
+            moving_phase=moving,
             fixed_labels=subject.labels[fixed],
             moving_labels=subject.labels[moving],
             true_transform=subject.truth.get((fixed, moving)),

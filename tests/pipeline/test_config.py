@@ -15,6 +15,8 @@ from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_co
 from pipeline.errors import ConcordError
 
 ROOT = Path(__file__).parents[2]
+CARDIAC = ["dice", "uiqi", "ssim", "folding", "displacement_error_mm", "seconds", "inference_ms", "parameters", "fixed_volume_ml", "warped_volume_ml"]
+"""Measures of the cardiac study, without one that its clinical read-outs need."""
 
 
 @functools.cache
@@ -115,6 +117,10 @@ def changed(path: str, value) -> dict:
         ("studies/prostate/attention/figure-4/point", [1, 2, 3], "attention.figure-4.point: unknown key; did you mean 'point_mm'"),
         ("studies/cardiac/deformations/figure-5/methods", ["resat"], "cardiac.deformations.figure-5.methods: no 'resat'; did you mean 'resatt'"),
         ("studies/cardiac/deformations/figure-5/cases", "a", "deformations.figure-5.cases: unknown key; did you mean 'case'"),
+        ("studies/cardiac/clinical/read-outs/methods", ["resat"], "cardiac.clinical.read-outs.*(no 'resat'|no 'demons')"),
+        ("studies/cardiac/clinical/read-outs/drawn", ["cnn-all"], "clinical.read-outs.*drawn: no 'cnn-all'"),
+        ("studies/cardiac/clinical/read-outs/cavities", 1, "clinical.read-outs.cavities: unknown key; did you mean 'cavity'"),
+        ("studies/cardiac/measures", CARDIAC, "clinical.read-outs: made of .*; expected moving_volume_ml among the study's measures: dice"),
         ("fits/resatt/study", "cardiak", "fits.resatt-fold-0.study: no 'cardiak'; did you mean 'cardiac'"),
         ("fits/resatt/study", "", "fits.resatt-fold-0.*expected either dataset or study"),
         ("fits/resatt/dataset", "acdc", "fits.resatt-fold-0.*expected either dataset or study"),

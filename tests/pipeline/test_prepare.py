@@ -49,6 +49,7 @@ def test_labelled_slices_become_cases_and_the_others_are_named(tmp_path):
     assert fixed.geometry.size == labels.geometry.size == (24, 20)
     np.testing.assert_allclose(fixed.geometry.spacing_mm, (0.75, 0.75))
     assert set(np.unique(labels.array)) == {0, 1, 2, 3}
+    assert [case.slice_spacing_mm for case in ready] == [8.0, 8.0]  # of the stack, which a slice does not know
     assert fixed.array.min() == 0
     assert fixed.array.max() == 1
 
