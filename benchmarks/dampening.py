@@ -2,7 +2,7 @@
 
     python benchmarks/dampening.py [--scale laptop] [--fit metric-all] [--method cnn-all] [--steps N] [--most 2]
 
-With dampening d the step of a long run is (1 - d) / (1 - 0.9) of that without: 0.9 means a tenth. Each fit's loss and accuracy on held-out
+With dampening d a long run's steps are (1 - d) of those without: 0.9 means a tenth. Each fit's loss and accuracy on held-out
 patches, and what its network does as a similarity on validation cases of study deep-metric. Needs the prepared cases: run snakemake first.
 """
 

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.figure_stages import stage, with_weights
+from pipeline.figure_stages import stage
+from pipeline.stages import with_weights
 
 PATH = click.Path(path_type=Path)
 LABEL_SUFFIX_HELP = "NIfTI, MetaImage, NRRD, or a folder with one DICOM series"

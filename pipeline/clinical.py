@@ -23,7 +23,7 @@ from pipeline.table_formats import DASH, Cell, Grid, Heading, number, to_html, t
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.scoring import Scored
+    from pipeline.measures import Scored
     from pipeline.tables import TableContext
 
 VOLUMES = ("fixed_volume_ml", "moving_volume_ml", "warped_volume_ml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pipeline.scoring import MEASURES
+from pipeline.measures import MEASURES
 from pipeline.table_settings import split_key
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pipeline.table_settings import split_key
 
 def check_references(config: Config) -> None:
     """Every name used by a study exists, every method and every dataset in use has valid settings."""
-    from pipeline.scoring import MEASURES
+    from pipeline.measures import MEASURES
 
     for name, settings in config.methods.items():
         create_method(name, without_fit(settings))

@@ -7,17 +7,12 @@ from typing import Any
 
 import click
 
-from pipeline.stages import EXISTING, PATH, Json, stage, with_weights
-
-__all__ = ["stage", "with_weights"]
+from pipeline.stages import EXISTING, PATH, Json, of_study, stage, with_weights
 
 
 @stage.command("figure")
 @click.option("--settings", type=Json(), required=True)
-@click.option("--study", required=True)
-@click.option("--dataset", required=True)
-@click.option("--scale", required=True)
-@click.option("--methods", type=Json(), required=True, help="methods of the study: each keeps its colour in all figures")
+@of_study
 @click.option("--scores", type=EXISTING, required=True)
 @click.option("--png", type=PATH, required=True)
 @click.option("--svg", type=PATH, required=True)
@@ -108,10 +103,7 @@ def deformation_stage(settings: dict[str, Any], manifests: dict[str, list[str]],
 
 @stage.command("clinical")
 @click.option("--settings", type=Json(), required=True, help="the read-outs' settings")
-@click.option("--study", required=True)
-@click.option("--dataset", required=True)
-@click.option("--scale", required=True)
-@click.option("--methods", type=Json(), required=True, help="methods of the study: each keeps its colour in all figures")
+@of_study
 @click.option("--scores", type=EXISTING, required=True)
 @click.option("--cases", type=EXISTING, required=True, help="prepared cases: their phases of the heart")
 @click.option("--out", type=PATH, required=True, help="stem of the tables and of the figure to write")

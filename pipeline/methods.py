@@ -29,7 +29,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "syn": ("pipeline.classical.syn:SyN", {}),
     "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
     "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
-    "field-network": ("pipeline.learned.field_method:FieldNetwork", {}),
     "resatt": ("pipeline.learned.field_method:FieldNetwork", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }

@@ -38,6 +38,11 @@ def region_grid(mask: Volume, size: Sequence[int]) -> Geometry:
     return mask.geometry.cropped(lower.tolist(), upper.tolist()).resized(size)
 
 
+def outer_corners_mm(region: Geometry) -> np.ndarray:
+    """The corners `(2^d, d)` in mm of a grid's box, outer voxel faces."""
+    return region.points_at(region.corners_vx(beyond=0.5))
+
+
 def touches_border(mask: Volume) -> bool:
     """Whether the box of what is not zero reaches the volume's outermost voxels: what it covers may go on outside."""
     lower, upper = _box(mask)

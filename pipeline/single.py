@@ -119,7 +119,7 @@ def _same_dimension(volume: Volume, dimension: int) -> None:
 
 
 def _read_points(path: Path, dimension: int) -> np.ndarray:
-    from pipeline.scoring import read_points
+    from pipeline.measures import read_points
 
     return read_points(path, dimension)
 
@@ -132,7 +132,7 @@ def _write_points(points: np.ndarray, path: Path) -> None:
 def evaluate_transform(transform: Path, *, fixed: Path, moving: Path, measures: tuple[str, ...], output: Path | None, **files: Path | None) -> str:
     """Scores of one transform as text, or written to `output` as CSV. Files: the columns of a case."""
     from pipeline.cases import Case
-    from pipeline.scoring import FROM_MANIFEST, MEASURES, Scored, measure_rows
+    from pipeline.measures import FROM_MANIFEST, MEASURES, Scored, measure_rows
 
     given = {name: path for name, path in files.items() if path is not None}
     for path in (transform, fixed, moving, *given.values()):

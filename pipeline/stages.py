@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ class Json(click.ParamType):
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+
+
+def of_study(command: Callable[..., None]) -> Callable[..., None]:
+    """The options by which a step learns whose scores it shows."""
+    options = (
+        click.option("--study", required=True),
+        click.option("--dataset", required=True),
+        click.option("--scale", required=True),
+        click.option("--methods", type=Json(), required=True, help="methods of the study, in whose order each has its colour in all figures"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @stage.command("cases")
@@ -179,10 +193,7 @@ def compare_stage(scores: Path, settings: dict[str, Any], seed: int, out: Path) 
 
 @stage.command("table")
 @click.option("--settings", type=Json(), required=True)
-@click.option("--study", required=True)
-@click.option("--dataset", required=True)
-@click.option("--scale", required=True)
-@click.option("--methods", type=Json(), required=True, help="methods of the study")
+@of_study
 @click.option("--scores", type=EXISTING, required=True)
 @click.option("--cases", type=EXISTING, required=True, help="prepared cases: their groups and levels")
 @click.option("--comparisons", type=EXISTING, help="tests of the study, where it has any")

@@ -111,7 +111,7 @@ class ColumnSettings(BaseModel):
     @property
     def direction(self) -> str:
         """`higher`, `lower` or `neither`."""
-        from pipeline.scoring import MEASURES
+        from pipeline.measures import MEASURES
 
         return self.better or (MEASURES[self.metric].better if self.metric in MEASURES else "neither")
 

@@ -149,7 +149,7 @@ def write_failures(excluded: Sequence[Exclusion], *, title: str, stem: Path | st
 
 
 def _check_names(settings: TableSettings, scores: pd.DataFrame, context: TableContext) -> None:
-    from pipeline.scoring import MEASURES
+    from pipeline.measures import MEASURES
 
     methods = {*scores["method"], *context.methods}
     for row in settings.rows:

@@ -102,11 +102,16 @@ class Geometry:
         index = self.index_at(points_mm)
         return np.all((index >= -0.5) & (index < np.asarray(self.size) - 0.5), axis=-1)
 
+    def corners_vx(self, beyond: float = 0.0) -> np.ndarray:
+        """Continuous indices `(2^d, d)` of the corners: of the outermost voxels' centres, or `beyond` them by so many voxels (0.5: faces)."""
+        ends = ((-beyond, n - 1 + beyond) for n in self.size)
+        return np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, self.dimension)
+
     def matches(self, other: Geometry, tolerance: float = GRID_TOLERANCE) -> bool:
         """Whether both describe the same grid: same size, and corners within `tolerance` voxels."""
         if self.size != other.size:
             return False
-        corners = np.stack(np.meshgrid(*((0, n - 1) for n in self.size), indexing="ij"), axis=-1).reshape(-1, self.dimension)
+        corners = self.corners_vx()
         return bool(np.abs(self.index_at(other.points_at(corners)) - corners).max() <= tolerance)
 
     def resized(self, size: Sequence[int]) -> Geometry:

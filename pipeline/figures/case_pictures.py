@@ -11,14 +11,14 @@ import pandas as pd
 from pipeline.cases import Case
 from pipeline.figures.pictures import before_after
 from pipeline.figures.style import save
-from pipeline.scoring import MEASURES, Scored
+from pipeline.measures import MEASURES, Scored
+from pipeline.scoring import first_scored
 
 
 def spread_cases(scores: pd.DataFrame, method: str, measures: Sequence[str], most: int) -> list[str]:
     """At most `most` cases of a method, evenly from its worst to its best by the mean over structures of the first measure with scores."""
-    known = scores[(scores["method"] == method) & scores["value"].notna()]
-    measure = next((name for name in measures if name in set(known["metric"])), measures[0])
-    mine = known[known["metric"] == measure]
+    measure = first_scored(scores, [method], measures)
+    mine = scores[(scores["method"] == method) & (scores["metric"] == measure)]
     ranked = mine.groupby("case")["value"].mean().sort_values(ascending=MEASURES[measure].better == "higher", kind="stable")
     chosen = np.unique(np.linspace(0, len(ranked) - 1, min(most, len(ranked))).round().astype(int)) if len(ranked) else []
     return [str(ranked.index[place]) for place in chosen]

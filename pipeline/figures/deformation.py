@@ -15,7 +15,8 @@ from pipeline.figures.pictures import deformed_grid, mark_folds, show_plane
 from pipeline.figures.sheet import Panel, colour_bar, sheet
 from pipeline.figures.slices import Plane, view_of, window
 from pipeline.figures.style import styled
-from pipeline.scoring import MEASURES, Scored
+from pipeline.measures import Scored
+from pipeline.scoring import first_scored
 from pipeline.volumes import Volume, box_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def deformation_figure(
     `measures` are the study's: the first with scores chooses the case where none is named. `source` says in words where it comes from.
     Raises `ConcordError` where there is no such test case, or not of all the methods.
     """
-    measure = next((name for name in measures if name in MEASURES and name in set(scores.loc[scores["value"].notna(), "metric"])), "")
+    measure = first_scored(scores, settings.methods, measures)
     name = settings.case or middle_case(scores, settings.methods, measure)
     tested = {case.case: case for case in cases if case.split == "test"}
     if name not in tested:

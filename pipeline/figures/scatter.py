@@ -109,7 +109,7 @@ def _draw_points(axis: Axes, x: np.ndarray, y: np.ndarray, style: MethodStyle, l
 
 def _counted(method: str, before: np.ndarray, after: np.ndarray, metric: str) -> str:
     """The method's name, and how many registrations made the score better or worse."""
-    from pipeline.scoring import MEASURES
+    from pipeline.measures import MEASURES
 
     sign = -1 if metric in MEASURES and MEASURES[metric].better == "lower" else 1
     gain = sign * (after - before)

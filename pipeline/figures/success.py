@@ -42,7 +42,7 @@ def success_curves(
 
     Raises `ConcordError` for a measure of which more is better, and for methods without scores.
     """
-    from pipeline.scoring import MEASURES
+    from pipeline.measures import MEASURES
     from pipeline.table_settings import measure_label
 
     if metric in MEASURES and MEASURES[metric].better != "lower":

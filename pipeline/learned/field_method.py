@@ -58,7 +58,9 @@ class FieldNetwork(Method):
         """torch, the networks with their weights, and a first run of each on zeros: what follows is warm."""
         import torch
 
-        for network, _ in self.files and self.networks:
+        if not self.files:  # none given, which the registration tells better
+            return
+        for network, _ in self.networks:
             _predicted(network, torch.zeros((1, 2, 16, 16), device=self.chosen_device))
 
     @cached_property
@@ -148,6 +150,6 @@ def _same_slices(fixed: Volume, moving: Volume) -> bool:
     """Whether slice k of one lies in the plane of slice k of the other."""
     if fixed.geometry.size[2] != moving.geometry.size[2]:
         return False
-    corners = np.stack(np.meshgrid(*((0, n - 1) for n in fixed.geometry.size), indexing="ij"), axis=-1).reshape(-1, 3)
+    corners = fixed.geometry.corners_vx()
     seen = moving.geometry.index_at(fixed.geometry.points_at(corners))
     return bool(np.abs(seen[:, 2] - corners[:, 2]).max() <= GRID_TOLERANCE)

@@ -5,7 +5,7 @@ Song et al., MICCAI 2021, fig. 4 (Grad-CAM of both blocks); Selvaraju et al., IC
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from pipeline.learned.rigid import load_rigid
 from pipeline.learned.rigid_batches import vertex_distance_mm
 from pipeline.learned.rigid_cases import RigidCase, RigidVolumes, rigid_case
 from pipeline.methods import Pair
+from pipeline.region import outer_corners_mm
 from pipeline.volumes import Geometry
 
 Branch = Literal["mr", "us"]
@@ -46,7 +47,7 @@ def load_sample(weights: Path, pair: Pair, start: np.ndarray, *, enlarge: float 
     if pair.fixed_mask is None:
         raise ConcordError(f"{pair.fixed.name}: no mask; expected the organ's, from which the region is cut: set prepare.region")
     labels = pair.fixed_labels if how.input == "label" else None
-    case = rigid_case(pair.fixed, pair.moving, pair.fixed_mask, replace(how, enlarge=enlarge), labels=labels)
+    case = rigid_case(pair.fixed, pair.moving, pair.fixed_mask, how.cut_from(enlarge, weights), labels=labels)
     device = device or torch.device("cpu")
     volumes = RigidVolumes([case], device).inputs(np.zeros(1, int), np.asarray(start)[None])
     return Sample(network.to(device), case, volumes)
@@ -66,8 +67,7 @@ def predicted_way_mm(parameters: torch.Tensor, case: RigidCase) -> torch.Tensor:
     This is the scalar that Grad-CAM differentiates (ours; the paper names none for its six outputs): it joins mm and degrees in one
     length, and does not depend on the point that the network's rotations are about.
     """
-    ends = np.stack([np.full(3, -0.5), np.asarray(case.region.size) - 0.5])
-    corners = case.region.points_at(np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(-1, 3)) - case.centre_mm
+    corners = outer_corners_mm(case.region) - case.centre_mm
     about = torch.from_numpy(corners).to(parameters).expand(len(parameters), -1, -1)
     return vertex_distance_mm(parameters, torch.zeros_like(parameters), about)
 

@@ -53,6 +53,15 @@ class Preparation:
         """As the card holds it."""
         return asdict(self) | {"size": list(self.size)}
 
+    def cut_from(self, enlarge: float, weights: Path) -> Preparation:
+        """The same for regions cut with `enlarge`, where 0 says that the mask is the region already.
+
+        Raises `ConcordError` for another share than the network behind `weights` was fitted to.
+        """
+        if enlarge and abs(enlarge - self.enlarge) > 1e-9:
+            raise ConcordError(f"enlarge {enlarge}; {weights} was fitted to regions enlarged by {self.enlarge}: set enlarge to that, or fit again")
+        return replace(self, enlarge=enlarge)
+
 
 @dataclass(frozen=True, eq=False)
 class RigidCase:

@@ -15,10 +15,10 @@ from pydantic import Field, field_validator
 from pipeline.errors import ConcordError
 from pipeline.methods import Method, Pair, Run, run_method
 from pipeline.optimise.method import OptimiserLoop
-from pipeline.region import region_grid, region_mask, touches_border
+from pipeline.region import outer_corners_mm, region_grid, region_mask, touches_border
 from pipeline.rigid_motion import draw_motions, linear_of, motion_matrix, motion_parameters, rigid_matrix
 from pipeline.transforms import Linear, Transform
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Volume
 
 if TYPE_CHECKING:
     import torch
@@ -131,9 +131,9 @@ class RigidNetwork(Method):
 
         network, how = self.networks[number - 1]
         laps = Laps(self.chosen_device)
-        how = self._as_fitted(how, self.weights[number - 1])
+        how = how.cut_from(self.enlarge, self.weights[number - 1])
         case = rigid_case(pair.fixed, pair.moving, pair.fixed_mask, how, labels=self._labels(pair) if how.input == "label" else None)
-        corners = _corners(case.region)
+        corners = outer_corners_mm(case.region)
         jitter = self._jitter(corners, case.centre_mm, np.random.default_rng([run.seed, number]))
         starts = before @ np.linalg.inv(jitter)
         volumes = RigidVolumes([case], laps.device)
@@ -175,11 +175,6 @@ class RigidNetwork(Method):
                 f"{mask.name}: the mask reaches the volume's border, so the organ may be cut off; expected a margin: take a larger field of view, or "
                 "set enlarge to 0 where the mask is the region itself"
             )
-
-    def _as_fitted(self, how: Preparation, file: Path) -> Preparation:
-        if self.enlarge and abs(self.enlarge - how.enlarge) > 1e-9:
-            raise ConcordError(f"enlarge {self.enlarge}; {file} was fitted to regions enlarged by {how.enlarge}: set enlarge to that, or fit again")
-        return replace(how, enlarge=self.enlarge)
 
     def _labels(self, pair: Pair) -> Volume:
         """The organ's label map: the pair's own, or the mask where that is the organ's."""
@@ -227,12 +222,6 @@ def _card(weights: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
-
-
-def _corners(region: Geometry) -> np.ndarray:
-    """The eight corners `(8, 3)` in mm, outer voxel faces."""
-    ends = np.stack([np.full(3, -0.5), np.asarray(region.size) - 0.5])
-    return region.points_at(np.stack(np.meshgrid(*ends.T, indexing="ij"), axis=-1).reshape(-1, 3))
 
 
 def _centre(region: Volume) -> np.ndarray:

@@ -11,7 +11,8 @@ from pipeline.cases import Case, write_cases
 from pipeline.clinical import ClinicalSettings, agreement, clinical_grid, read_outs, write_read_outs
 from pipeline.errors import ConcordError
 from pipeline.figures.bland_altman import bland_altman
-from pipeline.scoring import COLUMNS, Scored, measure_rows
+from pipeline.measures import Scored, measure_rows
+from pipeline.scoring import COLUMNS
 from pipeline.stages import stage
 from pipeline.tables import TableContext
 from pipeline.transform_files import write_transform

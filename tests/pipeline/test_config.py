@@ -168,8 +168,8 @@ def with_fits(**fits) -> dict:
     """The project's config with methods `net` and `both` of these fits beside its own."""
     content = own_config()
     content["fits"] |= {name: {"learner": "field-network", "study": "cardiac", **more} for name, more in fits.items()}
-    content["methods"]["net"] = {"use": "field-network", "fit": next(iter(fits))}
-    content["methods"]["both"] = {"use": "field-network", "fit": list(fits)}
+    content["methods"]["net"] = {"use": "resatt", "fit": next(iter(fits))}
+    content["methods"]["both"] = {"use": "resatt", "fit": list(fits)}
     return content
 
 

@@ -5,7 +5,7 @@ import pytest
 from examples import oblique_geometry
 
 from pipeline.errors import ConcordError
-from pipeline.region import region_grid, region_mask, touches_border
+from pipeline.region import outer_corners_mm, region_grid, region_mask, touches_border
 from pipeline.volumes import Geometry, Volume, box_of
 
 
@@ -63,3 +63,10 @@ def test_nothing_to_enclose_and_a_negative_share_are_told():
             call()
     with pytest.raises(ConcordError, match=r"^enlarge -0.1; expected 0 or more"):
         region_mask(labelled((1, 1, 1), (5, 5, 5)), -0.1)
+
+
+def test_the_outer_corners_are_those_of_the_outermost_voxels_faces():
+    grid = Geometry.regular((4, 3, 2), (1.0, 2.0, 5.0), (10.0, 20.0, 30.0))
+    corners = outer_corners_mm(grid)
+    assert len(np.unique(corners, axis=0)) == 8
+    assert (corners.min(axis=0).tolist(), corners.max(axis=0).tolist()) == ([9.5, 19.0, 27.5], [13.5, 25.0, 37.5])

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import ConcordError
+from pipeline.measures import MEASURES
 from pipeline.prepare import Exclusion
-from pipeline.scoring import MEASURES
 from pipeline.statistics import COMPARISON_COLUMNS, SCORE_COLUMNS, TESTS, compare
 from pipeline.table_formats import DASH, Cell, Grid, Heading, number, p_value, to_html, to_latex, to_markdown
 from pipeline.table_settings import STYLES, TEST_LABELS, TableSettings, TestName

@@ -242,7 +242,7 @@ def test_a_cross_validated_network_is_fitted_to_its_studys_prepared_cases_and_sh
     content = {
         "scale": "smoke",
         "datasets": {"own": {"reader": "table", "file": str(project / "data" / "whole.csv")}},
-        "methods": {"identity": {}, "net": {"use": "field-network", "fit": "net"}},
+        "methods": {"identity": {}, "net": {"use": "resatt", "fit": "net"}},
         "fits": {"net": fit},
         "studies": {"tiny": study},
     }

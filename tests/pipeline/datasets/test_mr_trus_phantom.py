@@ -13,8 +13,8 @@ from pipeline.datasets.pairing import drawn_splits
 from pipeline.datasets.phantoms.trus import make_subject
 from pipeline.datasets.registry import create_dataset
 from pipeline.errors import ConcordError
+from pipeline.measures import Scored, measure_rows, read_points
 from pipeline.methods import Run
-from pipeline.scoring import Scored, measure_rows, read_points
 from pipeline.surfaces import enclosed, read_stl
 from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume

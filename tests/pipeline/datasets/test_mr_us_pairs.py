@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.datasets.registry import create_dataset
 from pipeline.errors import ConcordError
+from pipeline.measures import Scored, measure_rows, read_points
 from pipeline.methods import Run
-from pipeline.scoring import Scored, measure_rows, read_points
 from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume
 

@@ -12,8 +12,8 @@ from examples import rotation
 from pipeline.datasets.registry import create_dataset
 from pipeline.datasets.uronav import read_registration
 from pipeline.errors import ConcordError
+from pipeline.measures import Scored, measure_rows
 from pipeline.methods import Run
-from pipeline.scoring import Scored, measure_rows
 from pipeline.surfaces import write_stl
 from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume

@@ -136,7 +136,7 @@ def test_thousands_of_points_are_thinned_and_keep_their_extremes(rng):
 def test_a_method_has_one_colour_in_all_figures_whatever_else_is_drawn():
     alone, among = method_styles(["mi"]), method_styles(["identity", "cnn", "syn", "mi"])
     assert alone["mi"] == among["mi"]
-    assert set(PLACES) == set(METHODS) - {"identity", "field-network"}  # the class of resatt and its peers, by no row's name
+    assert set(PLACES) == set(METHODS) - {"identity"}
     assert len(PLACES) <= len(PALETTE)
 
 
