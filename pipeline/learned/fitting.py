@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
+import logging
+import math
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +18,16 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
 from pipeline.errors import ConcordError
 from pipeline.learned.weights import beside, save_weights
 from pipeline.provenance import environment
 from pipeline.threads import torch_threads
+
+log = logging.getLogger(__name__)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Names of `mallopt` in glibc's malloc.h."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,9 +45,21 @@ def described(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
+def keep_freed_memory() -> None:
+    """From here on glibc's allocator keeps the memory of freed tensors for the next ones; elsewhere nothing happens.
+
+    By default it gives each large block back to the system, and the next step waits until thousands of pages are empty again.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextmanager
 def reproducible(threads: int) -> Iterator[None]:
-    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time."""
+    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time; from here on `keep_freed_memory`."""
+    keep_freed_memory()
     with torch_threads(threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         yield
 
@@ -85,6 +106,41 @@ def prefetched(draw: Callable[[int], Any], steps: Sequence[int], ahead: int = 2)
 def made_of(settings: BaseModel, *, seed: int, threads: int, **more: Any) -> dict[str, Any]:
     """All that a fit's result depends on: the fingerprint of its checkpoints, and part of its card."""
     return {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, **more}
+
+
+def moments(optimiser: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:
+    """What the optimiser remembers of a network's parameters, as `MOMENT.PARAMETER`: a group of a checkpoint."""
+    known = {name: optimiser.state[parameter] for name, parameter in network.named_parameters() if parameter in optimiser.state}
+    return {f"{moment}.{name}": tensor for name, state in known.items() for moment, tensor in state.items() if tensor is not None}
+
+
+def restore_moments(optimiser: torch.optim.Optimizer, network: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+    """Put `moments` back, in the parameters' own memory layout, which the last bits of a step may depend on."""
+    parameters = dict(network.named_parameters())
+    for whole, tensor in stored.items():
+        moment, _, name = whole.partition(".")
+        parameter = parameters[name]
+        if moment == "step":  # a number, which fused optimisers keep beside the parameter, others on the CPU
+            own = tensor.to(parameter.device if optimiser.defaults.get("fused") else "cpu")
+        else:
+            own = torch.empty_like(parameter).copy_(tensor)
+        optimiser.state[parameter][moment] = own
+
+
+def check_loss(loss: float, place: str, learning_rate: float) -> None:
+    """Raises `ConcordError` for a loss that is not finite, `place` being where it was met."""
+    if not math.isfinite(loss):
+        raise ConcordError(f"the loss is {loss} {place}; expected a finite one: lower learning_rate, which is {learning_rate:g}")
+
+
+def log_row(row: Mapping[str, float]) -> None:
+    """A row of a learning curve, for the log."""
+    log.info("%s", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()))
+
+
+def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a learning curve without the columns of time, which differ from run to run."""
+    return {name: value for name, value in row.items() if not name.endswith(("seconds", "_per_second"))}
 
 
 def kept(out: Path, weights: Mapping[str, torch.Tensor], card: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from metrics.similarity.contrastive import symmetric_info_nce
 from nets.attention_reg import AttentionReg
 from pipeline.errors import ConcordError
-from pipeline.learned.fitting import prefetched
+from pipeline.learned.fitting import check_loss, prefetched
 from pipeline.learned.rigid_batches import RigidBatches
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ def pretrain(network: AttentionReg, batches: RigidBatches, settings: Pretraining
             if (step + 1) % REPORTED == 0 or step + 1 == settings.steps:
                 mean = float(torch.stack(losses[-REPORTED:]).mean())
                 log.info("pretraining step %d of %d, loss %.4g", step + 1, settings.steps, mean)
-                if not np.isfinite(mean):
-                    raise ConcordError(f"the pretraining's loss is {mean} at step {step + 1}; lower learning_rate: {settings.learning_rate:g}")
+                check_loss(mean, f"at step {step + 1} of the pretraining", settings.learning_rate)
     return mean
 
 

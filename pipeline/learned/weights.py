@@ -83,21 +83,29 @@ def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path 
     network.load_state_dict(dict(state))
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
-    """Write a fit's state as one whole file: tensors, and everything else as JSON in its header."""
+def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], progress: Mapping[str, Any], *, key: str) -> None:
+    """Write a fit's state as one whole file: groups of named tensors, and everything else as JSON in its header.
+
+    `key` says which fit it is; names of groups hold no dot.
+    """
+    tensors = {f"{group}.{name}": tensor.detach().cpu().contiguous() for group, members in groups.items() for name, tensor in members.items()}
     with whole_file(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"progress": json.dumps(progress)})
+        save_file(tensors, temporary, {"key": key, "groups": json.dumps(list(groups)), "progress": json.dumps(progress)})
 
 
-def load_checkpoint(path: Path, key: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Tensors and progress of a checkpoint whose `fingerprint` is `key`; None where there is none, or one that cannot be used."""
+def load_checkpoint(path: Path, key: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
+    """The groups, on the CPU, and the progress of a checkpoint of the same key; None where there is none, or one that cannot be used."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as stored:
-            progress = json.loads((stored.metadata() or {}).get("progress", "{}"))
-            if progress.get("fingerprint") == key:
-                return {name: stored.get_tensor(name) for name in stored.keys()}, progress  # noqa: SIM118 (no mapping)
+            header = stored.metadata() or {}
+            if header.get("key") == key:
+                groups: dict[str, dict[str, torch.Tensor]] = {group: {} for group in json.loads(header["groups"])}
+                for whole in stored.keys():  # noqa: SIM118 (no mapping)
+                    group, _, name = whole.partition(".")
+                    groups[group][name] = stored.get_tensor(whole)
+                return groups, json.loads(header["progress"])
     except (SafetensorError, ValueError) as error:
         log.warning("%s: no checkpoint (%s); starting anew", path, error)
         return None

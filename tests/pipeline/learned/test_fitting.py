@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
+import platform
 import threading
 import time
+from copy import deepcopy
 
 import pytest
 import torch
 
 from pipeline.errors import ConcordError
-from pipeline.learned.fitting import choose_device, curve_csv, prefetched, reproducible
+from pipeline.learned.fitting import check_loss, choose_device, curve_csv, moments, prefetched, reproducible, restore_moments, untimed
 
 
 def test_batches_come_in_order_and_are_drawn_ahead_but_not_far():
@@ -62,6 +65,19 @@ def test_threads_are_set_within_the_block_alone():
     assert torch.get_num_threads() == before and not torch.backends.cudnn.deterministic
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_step_finds_the_memory_of_the_one_before():
+    """Counted are pages that the system had to bring in: each tensor has 15625 of them."""
+    import resource
+
+    with reproducible(1):
+        faults = []
+        for _ in range(30):
+            torch.ones(16_000_000)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert faults[-1] - faults[-11] < 15625  # the first few find gaps that are too small
+
+
 def test_cuda_asked_for_and_absent_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
@@ -73,3 +89,36 @@ def test_cuda_asked_for_and_absent_is_an_error(monkeypatch):
 
 def test_a_curve_leaves_empty_what_a_row_does_not_have():
     assert curve_csv([{"step": 1, "loss": 0.5}, {"step": 2}], ("step", "loss")) == "step,loss\n1,0.5\n2,\n"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)])
+def test_an_optimiser_goes_on_from_its_moments_in_the_weights_memory_layout(kind):
+    def stepped(network, optimiser):
+        optimiser.zero_grad()
+        network(torch.linspace(-1, 1, 98).view(1, 2, 7, 7)).square().sum().backward()
+        optimiser.step()
+
+    network = torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    optimiser = kind(network.parameters())
+    assert moments(optimiser, network) == {}
+    stepped(network, optimiser)
+    stepped(network, optimiser)
+    copy = deepcopy(network)
+    other = kind(copy.parameters())
+    restore_moments(other, copy, {name: tensor.clone().contiguous() for name, tensor in moments(optimiser, network).items()})
+    stepped(network, optimiser)
+    stepped(copy, other)
+    assert torch.equal(network.weight, copy.weight) and torch.equal(network.bias, copy.bias)
+    buffers = [tensor for name, tensor in other.state[copy.weight].items() if name != "step"]
+    assert buffers and all(buffer.stride() == copy.weight.stride() for buffer in buffers)
+
+
+def test_a_loss_that_is_not_finite_says_where():
+    check_loss(1e30, "in epoch 1", 0.1)
+    for loss in (math.nan, math.inf):
+        with pytest.raises(ConcordError, match=rf"the loss is {loss} in epoch 3; .*learning_rate, which is 0\.1"):
+            check_loss(loss, "in epoch 3", 0.1)
+
+
+def test_time_is_no_part_of_a_score():
+    assert untimed({"epoch": 2, "seconds": 1.5, "pairs_per_second": 3.0, "second_loss": 0.5}) == {"epoch": 2, "second_loss": 0.5}

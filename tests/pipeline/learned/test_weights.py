@@ -108,17 +108,24 @@ def test_fitting_weights_are_put_in():
 
 
 def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path):
-    progress = {"fingerprint": "abc", "step": 7, "loss": 0.1 + 0.2, "best": None}
-    save_checkpoint(tmp_path / "c.safetensors", STATE, progress)
-    tensors, back = load_checkpoint(tmp_path / "c.safetensors", "abc")
-    assert back == progress and torch.equal(tensors["weight"], STATE["weight"])
+    progress = {"step": 7, "loss": 0.1 + 0.2, "best": None}
+    save_checkpoint(tmp_path / "c.safetensors", {"network": {"a.weight": STATE["weight"].T}, "best": {}}, progress, key="abc")
+    groups, back = load_checkpoint(tmp_path / "c.safetensors", "abc")
+    assert back == progress and groups["best"] == {} and list(groups["network"]) == ["a.weight"]
+    assert torch.equal(groups["network"]["a.weight"], STATE["weight"].T)
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_groups_may_share_names(tmp_path):
+    save_checkpoint(tmp_path / "c.safetensors", {"now": STATE, "best": {"bias": torch.zeros(2)}}, {}, key="abc")
+    groups, _ = load_checkpoint(tmp_path / "c.safetensors", "abc")
+    assert torch.equal(groups["now"]["bias"], STATE["bias"]) and torch.equal(groups["best"]["bias"], torch.zeros(2))
 
 
 def test_a_checkpoint_that_is_missing_foreign_or_broken_is_passed_over(tmp_path):
     file = tmp_path / "c.safetensors"
     assert load_checkpoint(file, "abc") is None
-    save_checkpoint(file, STATE, {"fingerprint": "abc"})
+    save_checkpoint(file, {"network": STATE}, {}, key="abc")
     assert load_checkpoint(file, "other") is None
     file.write_bytes(file.read_bytes()[:-3])
     assert load_checkpoint(file, "abc") is None
