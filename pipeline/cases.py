@@ -47,6 +47,11 @@ class Case(BaseModel):
     moving_labels: Path | None = Field(None, description="label map on the moving grid")
     fixed_mask: Path | None = Field(None, description="mask on the fixed grid, non-zero where it counts")
     moving_mask: Path | None = Field(None, description="mask on the moving grid")
+    moving_counterpart: Path | None = Field(
+        None,
+        description="the moving subject's image in the fixed volume's modality, on the moving grid: what a translation should give, and what the "
+        "error of registering two modalities is measured on",
+    )
     fixed_landmarks: Path | None = Field(None, description="CSV with columns x,y[,z]: physical points in mm, LPS")
     moving_landmarks: Path | None = Field(None, description="the corresponding points of the moving volume, same order")
     fixed_surface: Path | None = Field(

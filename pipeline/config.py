@@ -137,7 +137,7 @@ class Config(_Settings):
     seed: int = Field(0, ge=0, description="seed of everything that is random")
     threads: int = Field(1, ge=1, description="threads of one registration job; the same seed and threads give the same bits")
     datasets: dict[str, dict[str, Any]] = Field(
-        description="name: {reader: …, and its settings}; `of: NAME` instead of a root takes the label maps of another dataset"
+        description="name: {reader: …, and its settings}; `of: NAME` instead of a root is made of the cases of another dataset"
     )
     methods: dict[str, dict[str, Any]] = Field(
         description="name: settings over the method's defaults; `use: OTHER` names the method where the row is called differently, "

@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "loop": ("pipeline.optimise.method:OptimiserLoop", {}),
     "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
     "resatt": ("pipeline.learned.field_method:FieldNetwork", {}),
+    "translation": ("pipeline.learned.translation_method:TranslationNetwork", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""
@@ -55,13 +56,15 @@ class Pair:
 class Run:
     """How a method is run: the same seed and thread count give the same bits. `progress(stage, fraction)` is called on long work.
 
-    A method that iterates appends a row an iteration to `trace`, where a list is given.
+    A method that iterates appends a row an iteration to `trace`, where a list is given. One that makes images on the way, such as a
+    translated moving image, puts them into `images` by name, where a dictionary is given; they are written beside the transform.
     """
 
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float], None] | None = None
     trace: list[dict[str, Any]] | None = None
+    images: dict[str, Volume] | None = None
 
     def report(self, stage: str, fraction: float) -> None:
         """Tell how far a stage has come, where somebody listens."""

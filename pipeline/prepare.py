@@ -32,13 +32,17 @@ class PrepareSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    slices: Literal["none", "labelled"] = Field(
-        "none", description="labelled: a stack becomes one 2-D case for each slice with all required labels in both images"
+    slices: Literal["none", "labelled", "stack"] = Field(
+        "none",
+        description="labelled: a stack becomes one 2-D case for each slice with all required labels in both images; "
+        "stack: it stays whole, and keeps its label maps in those slices alone",
     )
     required_labels: tuple[int, ...] = Field(
         (1, 2, 3), description="labels that both images of a slice must hold (ACDC: right ventricle, myocardium, left ventricle)"
     )
-    size: tuple[int, ...] | None = Field(None, description="voxels (x, y[, z]) to resample to, over the same physical box")
+    size: tuple[int, ...] | None = Field(
+        None, description="voxels (x, y[, z]) to resample to, over the same physical box; (x, y) of a stack keeps its slices"
+    )
     spacing_mm: float | None = Field(None, gt=0, description="voxel size to resample to, all axes")
     interpolation: Literal["linear", "cubic"] = Field("linear", description="interpolation of images; label maps and masks are nearest neighbour")
     region: float | None = Field(
@@ -109,6 +113,8 @@ def _prepare_case(case: Case, settings: PrepareSettings, folder: Path) -> tuple[
     volumes = {name: read_volume(path) for name, path in case.paths.items() if name in IMAGES + LABEL_MAPS}
     if settings.slices == "labelled":
         return _labelled_slices(case, volumes, settings, folder)
+    if settings.slices == "stack":
+        volumes |= _labels_of_complete_slices(case, volumes, settings)
     files = {
         name: _write_once(_prepared(volume, name, settings), settings, path=case.paths[name], part="", folder=folder)
         for name, volume in volumes.items()
@@ -138,12 +144,8 @@ def _labelled_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSe
     sliced, dropped = [], []
     for z in range(volumes["fixed"].array.shape[0]):
         part = f"z{z:02d}"
-        missing = {
-            name: set(settings.required_labels) - set(np.unique(volumes[name].array[z]).tolist()) for name in ("fixed_labels", "moving_labels")
-        }
-        if any(missing.values()):
-            told = "; ".join(f"{name} lacks {sorted(labels)}" for name, labels in missing.items() if labels)
-            dropped.append(Exclusion(f"{case.case}_{part}", "prepare", f"slice without all required labels: {told}"))
+        if missing := _missing_labels(volumes, z, settings):
+            dropped.append(Exclusion(f"{case.case}_{part}", "prepare", f"slice without all required labels: {missing}"))
             continue
         files = {
             name: _write_once(_prepared(slice_of(volume, z), name, settings), settings, path=case.paths[name], part=part, folder=folder)
@@ -156,6 +158,24 @@ def _labelled_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSe
     levels = levels_of([sum(np.count_nonzero(volumes[name].array[z]) for name in ("fixed_labels", "moving_labels")) for z, _ in sliced])
     known = [{"level": level, "slice_spacing_mm": between_mm} for level in levels]
     return [ready.model_copy(update=update) for (_, ready), update in zip(sliced, known, strict=True)], dropped
+
+
+def _missing_labels(volumes: dict[str, Volume], z: int, settings: PrepareSettings) -> str:
+    """Which required labels slice `z` lacks in either image, in words; empty where it lacks none."""
+    missing = {name: set(settings.required_labels) - set(np.unique(volumes[name].array[z]).tolist()) for name in ("fixed_labels", "moving_labels")}
+    return "; ".join(f"{name} lacks {sorted(labels)}" for name, labels in missing.items() if labels)
+
+
+def _labels_of_complete_slices(case: Case, volumes: dict[str, Volume], settings: PrepareSettings) -> dict[str, Volume]:
+    """The label maps of a stack, empty in every slice that lacks a required label: what is scored is what the 2-D cases are scored on."""
+    _check_stack(case, volumes)
+    complete = [not _missing_labels(volumes, z, settings) for z in range(volumes["fixed"].array.shape[0])]
+    if not any(complete):
+        raise ConcordError(
+            f"case {case.case}: no slice holds all of the labels {list(settings.required_labels)} in both images; change required_labels"
+        )
+    keep = np.asarray(complete)[:, None, None]
+    return {name: volumes[name].with_array(volumes[name].array * keep) for name in ("fixed_labels", "moving_labels")}
 
 
 def levels_of(areas: Sequence[int]) -> list[str]:
@@ -208,11 +228,14 @@ def _prepared(volume: Volume, name: str, settings: PrepareSettings) -> Volume:
     is_image = name in IMAGES
     onto = volume.geometry
     if settings.size is not None:
-        if len(settings.size) != volume.dimension:
+        size = settings.size
+        if settings.slices == "stack" and len(size) == 2:
+            size = (*size, onto.size[-1])
+        if len(size) != volume.dimension:
             raise ConcordError(
                 f"prepare.size: {settings.size} has {len(settings.size)} axes and {volume.name} {volume.dimension}; expected one number an axis"
             )
-        onto = onto.resized(settings.size)
+        onto = onto.resized(size)
     elif settings.spacing_mm is not None:
         onto = onto.with_spacing(settings.spacing_mm)
     if onto != volume.geometry:

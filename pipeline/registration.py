@@ -17,7 +17,7 @@ from pipeline.files import write_json, write_text
 from pipeline.methods import Method, Pair, Run, create_method, run_method
 from pipeline.provenance import environment, file_sha256, fingerprint, measured
 from pipeline.transform_files import read_transform, write_transform
-from pipeline.volumes import Volume, read_volume
+from pipeline.volumes import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "start_transform")
@@ -34,7 +34,7 @@ def share_of(cases: list[Case], batch: int, batches: int) -> list[Case]:
 
 
 def register_batch(cases: Iterable[Case], settings: Mapping[str, Any], run: Run, folder: Path) -> pd.DataFrame:
-    """Register each case into `folder` (`CASE.h5` and `CASE.json`) and return the manifest, one row a case.
+    """Register each case into `folder` (`CASE.h5`, `CASE.json`, and `CASE-NAME.mha` of images made on the way) and return the manifest, one row a case.
 
     A case that fails is a row with status "failed" and its reason; the others go on. A finished case with the same settings,
     seed, threads and input files is not run again.
@@ -82,13 +82,15 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
     try:
         method.load()
         pair, start = load_pair(case, labels=method.uses_labels), _start_of(case)
-        traced = replace(run, trace=[])
+        traced = replace(run, trace=[], images={})
         with measured() as cost:
             transform = run_method(method, pair, traced, start)
         if traced.trace:
             trace = pd.DataFrame(traced.trace)
             write_text(folder / f"{case.case}.trace.csv", trace.to_csv(index=False))
             record |= _costs_of(trace)
+        for name, volume in traced.images.items():
+            write_volume(volume, folder / image_name(case.case, name))
         write_transform(transform, transform_file)
     except ConcordError as error:
         return _finish(case, record, record_file, status="failed", reason=str(error))
@@ -97,6 +99,11 @@ def _register_case(case: Case, method: Method, settings: Mapping[str, Any], run:
         return _finish(case, record, record_file, status="failed", reason=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     log.info("%s: done in %.1f s", case.case, cost.seconds)
     return _finish(case, {**record, **asdict(cost)}, record_file, status="done", reason="")
+
+
+def image_name(case: str, name: str) -> str:
+    """File of an image that a method made of a case on the way, beside its transform."""
+    return f"{case}-{name}.mha"
 
 
 def load_pair(case: Case, *, labels: bool = False) -> Pair:

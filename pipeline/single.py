@@ -21,8 +21,8 @@ def register_pair(
 ) -> str:
     """Register and write transform, warped volume, picture and provenance to `output`; returns a line for the user.
 
-    A method that iterates adds its trace. Options: fixed_mask, moving_mask, start (paths), modalities (two names), threads, seed.
-    Everything is checked before the work starts.
+    A method that iterates adds its trace, one that makes images on the way adds them. Options: fixed_mask, moving_mask, start (paths),
+    modalities (two names), threads, seed. Everything is checked before the work starts.
     """
     from pipeline.methods import Pair, Run, create_method, run_method
     from pipeline.provenance import environment, file_sha256, measured
@@ -34,7 +34,7 @@ def register_pair(
     masks = {name: None if options.get(name) is None else read_volume(options[name]) for name in ("fixed_mask", "moving_mask")}
     modalities = dict(zip(("fixed_modality", "moving_modality"), options.get("modalities") or ("", ""), strict=True))
     pair = Pair(read_volume(fixed), read_volume(moving), **masks, **modalities)
-    run = Run(threads=options["threads"], seed=options["seed"], progress=show, trace=[])
+    run = Run(threads=options["threads"], seed=options["seed"], progress=show, trace=[], images={})
     start = None if options.get("start") is None else read_transform(options["start"])
     show(f"{method}: registering", 0.0)
     chosen.load()
@@ -44,6 +44,8 @@ def register_pair(
     warped = warp(pair.moving, transform, pair.fixed.geometry)
     write_transform(transform, output / "transform.h5")
     write_volume(warped, output / "warped.nii.gz")
+    for name, volume in run.images.items():
+        write_volume(volume, output / f"{name}.nii.gz")
     if run.trace:
         _write_trace(run.trace, method, output)
     summary = _quality_picture(pair, transform, warped, method, output / "qc.png")
@@ -60,7 +62,8 @@ def register_pair(
     }
     write_json(output / "provenance.json", record)
     told = ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in summary.items())
-    return f"{output}/: transform.h5, warped.nii.gz, qc.png, provenance.json ({told})"
+    made = "".join(f"{name}.nii.gz, " for name in run.images)
+    return f"{output}/: transform.h5, warped.nii.gz, {made}qc.png, provenance.json ({told})"
 
 
 def _write_trace(rows: list[dict[str, Any]], method: str, output: Path) -> None:

@@ -1,9 +1,12 @@
 """File names of every stage, and the settings that a job gets on its command line."""
 
 import json
+import shutil
 
 OUT = settings.folder
 STUDY = f"{OUT}/{{study}}"
+# fits take turns on a GPU; where there is none they are jobs like all others, as many at a time as there are cores
+GPUS = int(shutil.which("nvidia-smi") is not None)
 
 
 def names(items):

@@ -20,7 +20,7 @@ rule train:
     priority: 1
     threads: settings.threads
     resources:
-        gpu=1,
+        gpu=GPUS,
         mem_mb=4000,
     params:
         learner=lambda wildcards: settings.fits[wildcards.fit].learner,

@@ -17,6 +17,19 @@ def gradient_energy(displacement_vx: torch.Tensor) -> torch.Tensor:
     return sum(sums) / (2 * len(displacement_vx))
 
 
+def mean_squared_gradient(displacement_vx: torch.Tensor) -> torch.Tensor:
+    """Mean over axes, components, voxels and batch of squared forward differences, a scalar.
+
+    VoxelMorph's smoothness (Balakrishnan et al., IEEE TMI 2019): each axis has the mean of its own differences, one fewer than voxels, so
+    that the measure knows no image size. Raises `ValueError` for another shape, or one voxel along an axis.
+    """
+    dimension = _check_field(displacement_vx)
+    if min(displacement_vx.shape[2:]) < 2:
+        raise ValueError(f"field of shape {tuple(displacement_vx.shape)}; expected two voxels or more along each axis")
+    means = [displacement_vx.diff(dim=axis).square().mean() for axis in range(2, displacement_vx.ndim)]
+    return sum(means) / dimension
+
+
 def curvature(displacement_vx: torch.Tensor) -> torch.Tensor:
     """Half the mean over voxels and batch of the squared length of the Laplacian of u; a scalar.
 

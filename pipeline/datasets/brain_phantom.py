@@ -41,6 +41,10 @@ class BrainPhantoms(PairedDataset):
     noise: float = Field(BrainPhantom.noise, description="standard deviation of the noise as a share of the brightest brain tissue")
     bias: float = Field(BrainPhantom.bias, description="range of the coil profile as a share of the signal")
     slice_mm: float | None = Field(BrainPhantom.slice_mm, description="make 2-D subjects: the axial slice at this height in MNI space")
+    tumour: bool = Field(
+        BrainPhantom.tumour, description="every subject has a tumour with oedema: tissue labels 7 and 8; regions keep the structures beneath"
+    )
+    skull_strip: bool = Field(BrainPhantom.skull_strip, description="the brain alone, zero around it")
     labels: Literal["regions", "tissue"] = Field("regions", description="label maps of the cases: regions of the brain, or tissue classes")
 
     @model_validator(mode="after")

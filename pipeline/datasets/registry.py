@@ -29,6 +29,7 @@ DATASETS: dict[str, str] = {
     "muregpro": "pipeline.datasets.muregpro:MuRegPro",
     "ucla-prostate": "pipeline.datasets.ucla_prostate:UclaProstate",
     "mr-us-pairs": "pipeline.datasets.mr_us_pairs:MrUsPairs",
+    "slices": "pipeline.datasets.slices:Slices",
 }
 """Name of the reader: where its class stands."""
 

@@ -18,7 +18,7 @@ def learning_curve(curve: pd.DataFrame, *, title: str) -> Figure:
     """Loss and score over the fit, training and validation.
 
     Columns `step` and `accuracy` are those of the patch metric, `epoch` and `sre_mm` those of rigid networks, `epoch` and `dice` those of
-    networks that predict a field, each as `train_…` and, where there was any, `validation_…`.
+    networks that predict a field, `epoch` and `discriminator` those of CycleGAN, each as `train_…` and, where there was any, `validation_…`.
     """
     time, score, labels = _kind(curve)
     figure = new_figure(8.0, 3.4)
@@ -32,7 +32,8 @@ def learning_curve(curve: pd.DataFrame, *, title: str) -> Figure:
         axis.set_xlabel("step (batches)" if time == "step" else "epoch")
         axis.set_ylabel(labels[name])
         axis.grid(axis="y")
-    axes[0].set_yscale("log")
+    if not (curve[[name for name in ("train_loss", "validation_loss") if name in curve]] <= 0).any(axis=None):
+        axes[0].set_yscale("log")  # negative mutual information is shown as it is
     _mark_best(axes, curve, time, score)
     named = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     axes[0 if score == "accuracy" else 1].legend(named.values(), named.keys())
@@ -43,12 +44,15 @@ def _kind(curve: pd.DataFrame) -> tuple[str, str, dict[str, str]]:
     """Column of the time, name of the score, labels."""
     if "epoch" not in curve:
         return "step", "accuracy", _PATCHES
+    if "train_discriminator" in curve:
+        return "epoch", "discriminator", _CYCLEGAN
     return ("epoch", "dice", _FIELDS) if "validation_dice" in curve else ("epoch", "sre_mm", _RIGID)
 
 
 _PATCHES = {"loss": "hinge loss", "accuracy": "share of patches classified right"}
 _RIGID = {"loss": "loss", "sre_mm": "surface registration error (mm)"}
 _FIELDS = {"loss": "loss", "dice": "Dice"}
+_CYCLEGAN = {"loss": "loss of the generators", "discriminator": "loss of the discriminators"}
 _PARTS = (
     ("train", "train", PALETTE[0], "-"),
     ("validation", "validation", PALETTE[1], "-"),

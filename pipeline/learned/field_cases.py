@@ -18,7 +18,7 @@ from pipeline.volumes import Volume, read_volume
 
 @dataclass(frozen=True, eq=False)
 class FieldCase:
-    """Two images `(2, y, x)` in [0, 1] on one grid, channel 0 fixed and 1 moving; `labels` `(2, y, x)` their label maps, where known."""
+    """Two images `(2, [z,] y, x)` in [0, 1] on one grid, channel 0 fixed and 1 moving; `labels`, of that shape, their label maps, where known."""
 
     name: str
     subjects: tuple[str, ...]
@@ -59,12 +59,13 @@ def named(cases: Iterable[Case | FieldCase]) -> set[str]:
     return {name for case in cases for name in case.subjects}
 
 
-def read_field_cases(cases: Iterable[Case], *, labels: bool) -> list[FieldCase]:
+def read_field_cases(cases: Iterable[Case], *, labels: bool, volumes: bool = False) -> list[FieldCase]:
     """The images, each scaled to [0, 1], and the label maps where a case has both and `labels` asks for them.
 
-    Raises `ConcordError` for images that are not 2-D, two grids in a case, constant images, and sizes that differ among the cases.
+    Raises `ConcordError` for images that are not 2-D (or with `volumes` 3-D), two grids in a case, constant images, and sizes that differ
+    among the cases.
     """
-    read = [_read(case, labels) for case in cases]
+    read = [_read(case, labels, volumes) for case in cases]
     for case in read:
         if case.images.shape != read[0].images.shape:
             sizes = f"{_size(case)} voxels, {read[0].name} has {_size(read[0])}"
@@ -72,13 +73,13 @@ def read_field_cases(cases: Iterable[Case], *, labels: bool) -> list[FieldCase]:
     return read
 
 
-def scaled(volume: Volume) -> np.ndarray:
-    """The samples between 0 and 1, float32: in 2-D by the image's own ends, in 3-D slice by slice; a constant slice becomes 0.
+def scaled(volume: Volume, *, whole: bool = False) -> np.ndarray:
+    """The samples between 0 and 1, float32: in 2-D by the image's own ends, in 3-D slice by slice, or as a `whole`; what is constant becomes 0.
 
     It is how `prepare` with intensity min-max makes slices: to them it does nothing.
     """
     samples = volume.array.astype(np.float32)
-    low, high = (end(axis=(-2, -1), keepdims=True) for end in (samples.min, samples.max))
+    low, high = (end(axis=None if whole else (-2, -1), keepdims=True) for end in (samples.min, samples.max))
     return (samples - low) / np.where(high > low, high - low, 1)
 
 
@@ -103,9 +104,9 @@ def _subjects_in(places: dict[str, int], fold: int, folds: int) -> set[str]:
     return held
 
 
-def _read(case: Case, labels: bool) -> FieldCase:
+def _read(case: Case, labels: bool, volumes: bool) -> FieldCase:
     images = [read_volume(path) for path in (case.fixed, case.moving)]
-    _check(case, images)
+    _check(case, images, volumes)
     known = labels and case.fixed_labels is not None and case.moving_labels is not None
     paths: list[Path] = [case.fixed, case.moving, *([case.fixed_labels, case.moving_labels] if known else [])]
     maps = [read_volume(path) for path in paths[2:]]
@@ -115,15 +116,15 @@ def _read(case: Case, labels: bool) -> FieldCase:
     return FieldCase(
         name=case.case,
         subjects=case.subjects,
-        images=np.stack([scaled(volume) for volume in images]),
+        images=np.stack([scaled(volume, whole=True) for volume in images]),
         labels=np.stack([volume.array for volume in maps]).astype(np.int16) if maps else None,
         files=tuple((path.name, file_sha256(path)) for path in paths),
     )
 
 
-def _check(case: Case, images: Sequence[Volume]) -> None:
+def _check(case: Case, images: Sequence[Volume], volumes: bool) -> None:
     for volume in images:
-        if volume.dimension != 2:
+        if volume.dimension != 2 and not volumes:
             raise ConcordError(f"case {case.case}: {volume.name} is {volume.dimension}-D; expected 2-D images: set prepare.slices to labelled")
         if volume.array.size == 0 or volume.array.min() == volume.array.max():
             raise ConcordError(f"case {case.case}: {volume.name} is constant; expected an image to learn from: leave the case out")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,9 +13,10 @@ from pydantic import Field as Setting
 from pydantic import field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.methods import Method, Pair, Run
-from pipeline.resampling import resample
-from pipeline.transforms import Field, Transform
+from pipeline.methods import Method, Pair, Run, run_method
+from pipeline.optimise.method import OptimiserLoop
+from pipeline.resampling import resample, warp
+from pipeline.transforms import Field, Transform, compose
 from pipeline.volumes import GRID_TOLERANCE, Volume
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class FieldNetwork(Method):
     slicewise: bool = Setting(
         False, description="register 3-D stacks on a common set of slices slice by slice, with no displacement across them (ours)"
     )
+    refine: OptimiserLoop | None = Setting(
+        None, description="settings of a B-spline run of the optimiser loop from the predicted field, 2-D pairs (ours); by default ncc, one level"
+    )
     device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
 
     @field_validator("weights", mode="before")
@@ -46,18 +51,27 @@ class FieldNetwork(Method):
     def _one_file(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str | Path) else given
 
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _local_by_default(cls, given: Any) -> Any:
+        local = {"stages": ("bspline",), "levels": 1, "similarity": "ncc", "initialise": "none"}
+        return local | dict(given) if isinstance(given, Mapping) else given
+
     @property
     def files(self) -> dict[str, Path]:
         """The trained weights of every fold."""
         for file in self.weights:
             if not file.exists():
                 raise ConcordError(f"weights: {file} is not there; expected a .safetensors file that a field-network fit wrote")
-        return {f"weights_{number}": file for number, file in enumerate(self.weights, start=1)}
+        folds = {f"weights_{number}": file for number, file in enumerate(self.weights, start=1)}
+        return folds | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
 
     def load(self) -> None:
         """torch, the networks with their weights, and a first run of each on zeros: what follows is warm."""
         import torch
 
+        if self.refine is not None:
+            self.refine.load()
         if not self.files:  # none given, which the registration tells better
             return
         for network, _ in self.networks:
@@ -81,7 +95,8 @@ class FieldNetwork(Method):
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, from fixed to moving points. `run.trace` gains a row with `inference_ms`, warm after `load`.
 
-        A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights that do not fit or
+        A moving image on another grid is resampled onto the fixed one first. With `refine` the loop registers the moving image as the field
+        brings it, and its transform goes before the field. Raises `ConcordError` for no weights, weights that do not fit or
         have all seen the subject, and 3-D pairs without `slicewise` or with other slices.
         """
         import torch
@@ -105,7 +120,11 @@ class FieldNetwork(Method):
         in_plane = displacement_vx.reshape(*grid.shape, 2)
         still = _constant(stacks)
         in_plane[still] = 0
-        return Field(in_plane @ grid.index_to_physical[:, :2].T, grid)
+        found = Field(in_plane @ grid.index_to_physical[:, :2].T, grid)
+        if self.refine is None:
+            return found
+        brought = replace(pair, moving=warp(pair.moving, found, grid))
+        return compose(run_method(self.refine, brought, run), found)
 
     def _unseen(self, subjects: Iterable[str]) -> nn.Module:
         """The first network that was fitted to none of the subjects: for a subject of no fold, or of no name, the first of all (ours)."""
@@ -122,6 +141,8 @@ class FieldNetwork(Method):
             raise ConcordError("weights: none given; expected .safetensors files that field-network fits write: fit a network first")
         if pair.fixed.dimension == 2:
             return
+        if self.refine is not None:
+            raise ConcordError(f"{pair.fixed.name}: 3-D, and refine is for 2-D pairs; leave it out")
         if not self.slicewise:
             raise ConcordError(
                 f"{pair.fixed.name}: 3-D, and the networks are 2-D; set slicewise to register slice by slice, or choose another method"

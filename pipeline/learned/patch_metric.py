@@ -24,7 +24,20 @@ from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.files import write_text
 from pipeline.learned.aligned_cases import first_pairs, modalities_of, read_pairs, turned
-from pipeline.learned.fitting import choose_device, curve_csv, described, kept, made_of, prefetched, reproducible
+from pipeline.learned.fitting import (
+    check_loss,
+    choose_device,
+    curve_csv,
+    described,
+    kept,
+    log_row,
+    made_of,
+    moments,
+    prefetched,
+    reproducible,
+    restore_moments,
+    untimed,
+)
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
 from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint
 from pipeline.methods import Run
@@ -44,7 +57,8 @@ class PatchMetricFit(BaseModel):
     pairs: int | Literal["all"] = Field("all", description="fit to so many pairs, the first in a seeded random order (the paper's k)")
     sampler: PatchPairSettings = Field(PatchPairSettings(), description="how patches are drawn, and how many a batch")
     steps: int = Field(100_000, ge=1, description="batches to fit to (ours; the paper does not say)")
-    learning_rate: float = Field(0.01, gt=0, description="of stochastic gradient descent; 0.01 in the paper")
+    optimiser: Literal["sgd", "adam"] = Field("sgd", description="stochastic gradient descent with momentum (paper), or Adam (ours)")
+    learning_rate: float = Field(0.01, gt=0, description="0.01 of stochastic gradient descent in the paper; Adam wants a tenth of it")
     decay: Literal["constant", "cosine"] = Field("constant", description="learning rate over the steps: as in the paper, or to zero (ours)")
     momentum: float = Field(0.9, ge=0, lt=1, description="0.9 in the paper")
     dampening: float = Field(0.9, ge=0, lt=1, description="of the momentum; Torch 7, which the paper used, takes the momentum by default")
@@ -59,8 +73,12 @@ class PatchMetricFit(BaseModel):
     def _check(self) -> PatchMetricFit:
         if self.configuration not in CONFIGURATIONS:
             raise ValueError(f"no configuration {self.configuration!r}{choices(self.configuration, CONFIGURATIONS)}")
-        if self.sampler.patch != (edge := CONFIGURATIONS[self.configuration].patch_vx):
-            raise ValueError(f"sampler.patch must be {edge}, the patch of configuration {self.configuration}")
+        layout = CONFIGURATIONS[self.configuration]
+        if self.sampler.patch < layout.patch_vx or (self.sampler.patch - layout.patch_vx) % layout.stride_vx:
+            raise ValueError(
+                f"sampler.patch {self.sampler.patch}: expected {layout.patch_vx}, the patch of configuration {self.configuration}, or that and a "
+                f"multiple of its stride, {layout.stride_vx}"
+            )
         if self.pairs != "all" and self.pairs < 1:
             raise ValueError("pairs must be 1 or more, or all")
         return self
@@ -178,9 +196,14 @@ class _Fit:
         last = torch.channels_last_3d if self.sampler.dimension == 3 else torch.channels_last
         self._format = last if device.type == "cpu" else torch.contiguous_format  # on the CPU twice as fast
         self.network = network.to(device, memory_format=self._format)
+        self._patches = ((settings.sampler.patch - network.patch_vx) // network.stride_vx + 1) ** self.sampler.dimension
         self.best: dict[str, torch.Tensor] = {}
-        rates = {"lr": settings.learning_rate, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
-        self.optimiser = torch.optim.SGD(self.network.parameters(), **rates, dampening=settings.dampening if settings.momentum else 0)
+        rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        if settings.optimiser == "adam":
+            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), **rates, fused=True)
+        else:
+            momentum = {"momentum": settings.momentum, "dampening": settings.dampening if settings.momentum else 0}
+            self.optimiser = torch.optim.SGD(self.network.parameters(), **rates, **momentum)
 
     def run(self, out: Path, key: str) -> None:
         """From the checkpoint, where there is one, to the last step."""
@@ -198,7 +221,7 @@ class _Fit:
                     self._add_row()
                     write_text(beside(out, ".csv"), curve_csv(progress.curve, CURVE))
                 if progress.step % settings.checkpoint_every == 0 and progress.step < settings.steps:
-                    save_checkpoint(file, self._tensors(), asdict(progress) | {"fingerprint": key})
+                    self._checkpoint(file, key)
                 clock = time.perf_counter()
 
     def chosen(self) -> dict[str, torch.Tensor]:
@@ -207,8 +230,7 @@ class _Fit:
 
     def scores(self) -> dict[str, Any]:
         """The learning curve's row of the final weights."""
-        row = self.progress.curve[-1 if self.progress.best_row is None else self.progress.best_row]
-        return {name: value for name, value in row.items() if name not in ("seconds", "patches_per_second")}
+        return untimed(self.progress.curve[-1 if self.progress.best_row is None else self.progress.best_row])
 
     def _step(self, patches: torch.Tensor, labels: torch.Tensor) -> None:
         settings, progress = self.settings, self.progress
@@ -218,16 +240,18 @@ class _Fit:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        if not math.isfinite(value := loss.item()):
-            raise ConcordError(f"the loss is {value} at step {progress.step}; lower learning_rate, which is {settings.learning_rate:g}")
+        check_loss(value := loss.item(), f"at step {progress.step}", settings.learning_rate)
         progress.step += 1
         progress.since = [total + one for total, one in zip(progress.since, (value, accuracy.item(), 1, 0), strict=True)]
 
     def _loss(self, patches: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hinge loss, mean of `max(0, 1 - y N)` (paper, sec. 2.2; the mean is ours), and the share of patches on their side of 0."""
+        """Hinge loss, mean of `max(0, 1 - y N)` (paper, sec. 2.2; the mean is ours), and the share of patches on their side of 0.
+
+        A cube larger than the patch gives a map of dissimilarities, one a patch in it; all of them have the cube's label.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             dissimilarity = self.network(patches.contiguous(memory_format=self._format))
-        agreement = labels * dissimilarity.flatten().float()
+        agreement = labels[:, None] * dissimilarity.flatten(1).float()
         return (1 - agreement).clamp(min=0).mean(), (agreement > 0).float().mean()
 
     def _add_row(self) -> None:
@@ -239,8 +263,8 @@ class _Fit:
         if (held_out := row.get("validation_loss")) is not None and (progress.best_loss is None or held_out <= progress.best_loss):
             progress.best_loss, progress.best_row = held_out, len(progress.curve)
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        log.info("%s", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()))
-        speed = batches * self.settings.sampler.batch / seconds
+        log_row(row)
+        speed = batches * self.settings.sampler.batch * self._patches / seconds
         progress.curve.append(row | {"seconds": round(progress.seconds, 3), "patches_per_second": round(speed, 1)})
 
     def _validation(self) -> dict[str, float]:
@@ -253,21 +277,12 @@ class _Fit:
         loss, accuracy = torch.stack(parts).double().mean(0).tolist()
         return {"validation_loss": loss, "validation_accuracy": accuracy}
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Weights, momentum and the best weights so far, as a checkpoint names them."""
-        momentum = {name: self.optimiser.state[p].get("momentum_buffer") for name, p in self.network.named_parameters()}
-        groups = {"network": self.network.state_dict(), "momentum": momentum, "best": self.best}
-        return {f"{group}.{name}": t for group, tensors in groups.items() for name, t in tensors.items() if t is not None}
+    def _checkpoint(self, file: Path, key: str) -> None:
+        """Weights, momentum, the best weights so far, and the progress."""
+        groups = {"network": self.network.state_dict(), "optimiser": moments(self.optimiser, self.network), "best": self.best}
+        save_checkpoint(file, groups, asdict(self.progress), key=key)
 
-    def _restore(self, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
-        groups: dict[str, dict[str, torch.Tensor]] = {"network": {}, "momentum": {}, "best": {}}
-        for name, tensor in tensors.items():
-            group, _, own = name.partition(".")
-            groups[group][own] = tensor.to(self.device)
+    def _restore(self, groups: Mapping[str, dict[str, torch.Tensor]], progress: Mapping[str, Any]) -> None:
         self.network.load_state_dict(groups["network"])
-        for name, parameter in self.network.named_parameters():
-            if name in groups["momentum"]:
-                buffer = torch.empty_like(parameter).copy_(groups["momentum"][name])
-                self.optimiser.state[parameter]["momentum_buffer"] = buffer.detach()
-        self.best = groups["best"]
-        self.progress = _Progress(**{name: value for name, value in progress.items() if name != "fingerprint"})
+        restore_moments(self.optimiser, self.network, groups["optimiser"])
+        self.best, self.progress = groups["best"], _Progress(**progress)

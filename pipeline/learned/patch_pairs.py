@@ -53,8 +53,12 @@ class PatchPairSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    patch: int = Field(17, ge=3, description="edge of a patch in voxels; 17 in the paper")
-    batch: int = Field(128, ge=2, description="patch pairs in a batch, half of them aligned; 128 in the paper")
+    patch: int = Field(
+        17,
+        ge=3,
+        description="edge of a sampled cube in voxels; 17 in the paper, one patch. A larger one holds many, which share most of their computation (ours)",
+    )
+    batch: int = Field(128, ge=2, description="pairs of cubes in a batch, half of them aligned; 128 in the paper")
     scale: tuple[float, float] = Field((0.8, 1.25), description="range of the edge of the sampled cube over that of the patch (ours)")
     rotation_degrees: float = Field(10.0, ge=0, le=180, description="largest rotation about a random axis (ours; the author's later default)")
     mirror: bool = Field(True, description="mirror each axis with probability one half")

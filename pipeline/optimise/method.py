@@ -16,10 +16,21 @@ from pipeline.transforms import Linear, Transform, compose
 from pipeline.volumes import Geometry
 
 Stage = Literal["translation", "rigid", "similarity", "affine", "bspline"]
-BENDING_WEIGHTS = {"mi": 300.0, "nmi": 100.0, "ncc": 100.0, "lncc": 100.0, "ngf": 100.0, "mind": 10.0, "mind-ssc": 10.0, "patch-cnn": 1000.0}
+BENDING_WEIGHTS = {
+    "mi": 300.0,
+    "nmi": 100.0,
+    "parzen-mi": 300.0,
+    "ncc": 100.0,
+    "lncc": 100.0,
+    "ngf": 100.0,
+    "lg": 100.0,
+    "mind": 10.0,
+    "mind-ssc": 10.0,
+    "patch-cnn": 1000.0,
+}
 """Weights that go with the size of the similarities' values. Those of mi, mind-ssc and patch-cnn were chosen on validation pairs of phantoms, mi's
-also on an averaged T1 and T2 of real heads, where a weight of 10 let it run away; the others are guesses of the same order."""
-SimilarityName = Literal["mean-squares", "ncc", "mi", "nmi", "lncc", "ngf", "mind", "mind-ssc", "patch-cnn"]
+also on an averaged T1 and T2 of real heads, where a weight of 10 let it run away, and parzen-mi has the same; the others are guesses of the same order."""
+SimilarityName = Literal["mean-squares", "ncc", "mi", "nmi", "parzen-mi", "lncc", "ngf", "lg", "mind", "mind-ssc", "patch-cnn"]
 
 
 class DiscreteSettings(BaseModel):
@@ -85,7 +96,7 @@ class OptimiserLoop(Method):
         "auto", description="first move box centres or centres of mass onto each other; auto: only where boxes hardly overlap"
     )
     bins: int | None = Field(
-        None, ge=6, le=512, description="mi, nmi: histogram bins; default the paper's 75, fewer where few voxels are compared: 1.3 n^(1/3) (ours)"
+        None, ge=6, le=512, description="mi, nmi, parzen-mi: histogram bins; default 75 (paper) or 48 (parzen-mi), fewer for few voxels: 1.3 n^(1/3) (ours)"
     )
     radius_vx: int | None = Field(None, ge=0, le=16, description="lncc (default 4), mind-ssc (default 2): windows have an edge of 2 radius + 1")
     dilation_vx: int = Field(2, ge=1, le=8, description="mind-ssc: distance of the neighbours")

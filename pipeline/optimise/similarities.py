@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.optimise.network import TrainedMetric
 
 PAPER_BINS = 75
+PARZEN_BINS = 48
+"""At most, where none are set: the number of public scripts, as what a sample adds to costs time by the square of it."""
 BINS_BY_SAMPLES = 1.3
 """Bins for the cubic root of the number of samples (ours): 75 from 192 000 on, 35 for 20 000."""
 
@@ -65,6 +67,15 @@ def _normalised_mutual_information(fixed: torch.Tensor, settings: Any, level: Le
     return _Plain(NormalisedMutualInformation(fixed, bins=_bins(settings, fixed), moving_range=level.moving_range))
 
 
+def _parzen_mutual_information(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.parzen import ParzenMutualInformation
+
+    low, high = float(fixed.min()), float(fixed.max())
+    # one value alone falls into one bin of any range
+    ranges = {"fixed_range": (low, high if low < high else low + 1), "moving_range": level.moving_range}
+    return _Plain(ParzenMutualInformation(fixed, bins=settings.bins or min(PARZEN_BINS, _bins(settings, fixed)), **ranges))
+
+
 def _bins(settings: Any, fixed: torch.Tensor) -> int:
     """What is set, or the paper's number as far as the samples can fill it: too many bins for them make every displacement look informative."""
     return settings.bins or min(PAPER_BINS, max(8, round(BINS_BY_SAMPLES * fixed.numel() ** (1 / 3))))
@@ -74,6 +85,12 @@ def _local_correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Simi
     from metrics.similarity.local_correlation import LocalCorrelation
 
     return _Plain(LocalCorrelation(fixed, radius_vx=4 if settings.radius_vx is None else settings.radius_vx))
+
+
+def _gradient_correlation(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
+    from metrics.similarity.gradient_correlation import GradientCorrelation
+
+    return _Plain(GradientCorrelation(fixed, 4 if settings.radius_vx is None else settings.radius_vx, spacing_mm=level.spacing_mm))
 
 
 def _gradient_fields(fixed: torch.Tensor, settings: Any, level: Level) -> Similarity:
@@ -112,7 +129,9 @@ SIMILARITIES: dict[str, Kind] = {
     "ncc": Kind(False, _correlation),
     "mi": Kind(False, _mutual_information),
     "nmi": Kind(False, _normalised_mutual_information),
+    "parzen-mi": Kind(False, _parzen_mutual_information),
     "lncc": Kind(True, _local_correlation),
+    "lg": Kind(True, _gradient_correlation),
     "ngf": Kind(True, _gradient_fields),
     "mind": Kind(True, _descriptors),
     "mind-ssc": Kind(True, _descriptors),

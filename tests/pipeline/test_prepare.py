@@ -54,6 +54,25 @@ def test_labelled_slices_become_cases_and_the_others_are_named(tmp_path):
     assert fixed.array.max() == 1
 
 
+def test_a_whole_stack_keeps_its_slices_and_the_labels_of_those_that_would_be_cut_out(tmp_path):
+    whole = SLICES.model_copy(update={"slices": "stack"})
+    (ready,), dropped = prepare_cases([stack_case(tmp_path)], whole, tmp_path / "out")
+    assert ready.case == "p1" and dropped == []
+    fixed, labels = read_volume(ready.fixed), read_volume(ready.moving_labels)
+    assert fixed.geometry.size == labels.geometry.size == (24, 20, 4)
+    np.testing.assert_allclose(fixed.geometry.spacing_mm, (0.75, 0.75, 8.0))
+    cut, _ = prepare_cases([stack_case(tmp_path)], SLICES, tmp_path / "slices")
+    for z, slices in zip((1, 2), cut, strict=True):
+        np.testing.assert_array_equal(labels.array[z], read_volume(slices.moving_labels).array)
+    assert not labels.array[[0, 3]].any() and read_volume(stack_case(tmp_path).moving_labels).array[3].any()
+
+
+def test_a_stack_without_a_slice_to_score_is_left_out(tmp_path):
+    whole = SLICES.model_copy(update={"slices": "stack", "required_labels": (1, 9)})
+    ready, (row,) = prepare_cases([stack_case(tmp_path)], whole, tmp_path / "out")
+    assert ready == [] and "no slice holds all of the labels [1, 9]" in row.reason
+
+
 @pytest.mark.parametrize(
     ("areas", "levels"),
     [

@@ -7,12 +7,13 @@ subjects differ in more than that (a fold that one has and another lacks), which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
+from pipeline.datasets.phantoms import brain_lesion
 from pipeline.datasets.phantoms.acquisition import SpinEcho, Tissue, bias_field, rician, varied
 from pipeline.datasets.phantoms.brain_regions import REGION_NAMES as REGION_NAMES
 from pipeline.datasets.phantoms.brain_shells import HeadModel
@@ -22,6 +23,8 @@ from pipeline.errors import ConcordError
 from pipeline.volumes import Geometry
 
 TISSUE_NAMES = {0: "background", 1: "CSF", 2: "grey matter", 3: "white matter", 4: "skull", 5: "fat", 6: "soft tissue"}
+LESION_NAMES = {7: "tumour core", 8: "oedema"}
+"""Tissues of a subject with a tumour beside those; necrosis counts as core."""
 SEQUENCES = {"t1": SpinEcho(400, 10), "t2": SpinEcho(4000, 100), "pd": SpinEcho(4000, 15)}
 """Clinical spin-echo weightings, ours."""
 SCALES: tuple[tuple[float, float], ...] = ((32.0, 0.83), (14.0, 0.52), (6.0, 0.21))
@@ -88,7 +91,9 @@ class BrainPhantom:
     `deformation_mm` is the root mean square length of the random velocity, `pose` scales rotation, shift and size (1: about
     3 degrees, 2.5 mm, 2 %), `noise` is the standard deviation as a share of the brightest brain tissue, `bias` the range of the
     coil profile (0.3: from 0.85 to 1.15). With `slice_mm` subjects are two-dimensional: the axial slice of the template at
-    that height in MNI space, deformed in its plane. The defaults are ours.
+    that height in MNI space, deformed in its plane. With `tumour` every subject has one, of its own place and size: tissue label maps
+    have labels for it (`LESION_NAMES`), region label maps keep the structures beneath. With `skull_strip` images and label maps are zero
+    outside the brain. The defaults are ours.
     """
 
     spacing_mm: float = 2.0
@@ -98,6 +103,8 @@ class BrainPhantom:
     noise: float = 0.03
     bias: float = 0.3
     slice_mm: float | None = None
+    tumour: bool = False
+    skull_strip: bool = False
 
     def __post_init__(self) -> None:
         if self.population not in POPULATIONS:
@@ -139,11 +146,31 @@ def make_subject(settings: BrainPhantom, seed: int) -> BrainSubject:
     if seed < 0:
         raise ConcordError(f"brain phantom: seed {seed}; expected zero or more")
     geometry, head = settings.geometry, POPULATIONS[settings.population].head
-    shape_rng, pose_rng, scan_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    shape_rng, pose_rng, scan_rng, lesion_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     template_map = TemplateMap(geometry, np.linalg.inv(_random_pose(settings, pose_rng)), _velocity(settings, shape_rng))
     points = template_map.to_template(geometry.grid_points())
     fractions, regions = _anatomy(points, blurred_template(head, settings.spacing_mm), settings.slice_mm)
-    return BrainSubject(geometry, _scan(fractions, settings, scan_rng), _tissue(fractions), regions, template_map)
+    lesion = np.zeros((0, *geometry.shape), dtype=np.float32)
+    if settings.tumour:
+        fractions, lesion = brain_lesion.with_lesion(fractions, regions, geometry, lesion_rng)
+    known = POPULATIONS[settings.population].tissues
+    tissues = [varied(known[name], _RELAXATION_SPREAD, scan_rng) for name in CHANNELS]
+    if settings.tumour:  # with draws of its own, so that everything around it is as without it
+        tissues += [varied(tissue, _RELAXATION_SPREAD, lesion_rng) for tissue in brain_lesion.TISSUES.values()]
+    images = _scan(np.concatenate([fractions, lesion]), tissues, settings, scan_rng)
+    subject = BrainSubject(geometry, images, _tissue(fractions, lesion), regions, template_map)
+    return _stripped(subject, fractions, lesion, points) if settings.skull_strip else subject
+
+
+def _stripped(subject: BrainSubject, fractions: np.ndarray, lesion: np.ndarray, points_mm: np.ndarray) -> BrainSubject:
+    """The subject with its brain alone; `points_mm` are the voxels' places in the template."""
+    heights_mm = points_mm[..., 2] if points_mm.shape[-1] == 3 else np.zeros(subject.geometry.shape)
+    solid, fluid = fractions[1:4].sum(axis=0) + lesion.sum(axis=0), fractions[0]
+    mask = brain_lesion.brain_mask(solid, fluid, heights_mm, subject.geometry)
+    images = {name: image * mask for name, image in subject.images.items()}
+    # what bone and air share in a voxel of the brain's border is none of its tissues
+    tissue = _tissue(np.concatenate([fractions[:4], 0 * fractions[4:]]) / np.maximum(solid + fluid, 0.5), lesion / np.maximum(solid + fluid, 0.5))
+    return replace(subject, images=images, tissue=tissue * mask, regions=subject.regions * mask)
 
 
 def _velocity(settings: BrainPhantom, rng: np.random.Generator) -> np.ndarray:
@@ -180,17 +207,17 @@ def _anatomy(points_mm: np.ndarray, template: Template, slice_mm: float | None) 
     return fractions.astype(np.float32) / np.float32(255), sample(template.regions, index, order=0, outside=0.0)
 
 
-def _tissue(fractions: np.ndarray) -> np.ndarray:
-    """The commonest tissue of every voxel, uint8, as in `TISSUE_NAMES`; both kinds of white matter are one."""
+def _tissue(fractions: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """The commonest tissue of every voxel, uint8, as in `TISSUE_NAMES` and `LESION_NAMES`; both kinds of white matter are one."""
     csf, grey, white, deep, *others = fractions
-    air = 1.0 - fractions.sum(axis=0)
-    return np.stack([air, csf, grey, white + deep, *others]).argmax(axis=0).astype(np.uint8)
+    air = 1.0 - fractions.sum(axis=0) - lesion.sum(axis=0)
+    abnormal = [lesion[0] + lesion[1], lesion[2]] if len(lesion) else []
+    return np.stack([air, csf, grey, white + deep, *others, *abnormal]).argmax(axis=0).astype(np.uint8)
 
 
-def _scan(fractions: np.ndarray, settings: BrainPhantom, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The images: partial volumes mixed, tissue grain, coil profile, noise."""
+def _scan(fractions: np.ndarray, tissues: list[Tissue], settings: BrainPhantom, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The images: partial volumes mixed, tissue grain, coil profile, noise. Those of the brain itself come first."""
     shape, spacing_mm = fractions.shape[1:], settings.spacing_mm
-    tissues = [varied(POPULATIONS[settings.population].tissues[name], _RELAXATION_SPREAD, rng) for name in CHANNELS]
     images = {}
     for name, sequence in SEQUENCES.items():
         signals = _UNIT * np.array([sequence.signal(tissue) for tissue in tissues], dtype=np.float32)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from metrics.similarity.regularisers import curvature, gradient_energy
+from metrics.similarity.regularisers import curvature, gradient_energy, mean_squared_gradient
 
 each_dimension = pytest.mark.parametrize("dimension", [2, 3])
 both = pytest.mark.parametrize("measure", [gradient_energy, curvature])
@@ -34,6 +34,25 @@ def test_the_gradient_energy_is_its_sum(dimension):
             if place[axis] + 1 < u.shape[2 + axis]:
                 total += (u[(..., *stepped(place, axis, 1))] - u[(..., *place)]).square().sum()
     torch.testing.assert_close(gradient_energy(u), total / 2 / 2)
+
+
+@each_dimension
+def test_the_mean_squared_gradient_is_the_mean_of_each_axis_own_differences(dimension):
+    u, means = field(dimension), []
+    for axis in range(dimension):
+        inner = [place for place in voxels(u) if place[axis] + 1 < u.shape[2 + axis]]
+        steps = torch.stack([u[(..., *stepped(place, axis, 1))] - u[(..., *place)] for place in inner])
+        means.append(steps.square().mean())
+    torch.testing.assert_close(mean_squared_gradient(u), torch.stack(means).mean())
+
+
+def test_the_mean_squared_gradient_of_a_stretch_is_known():
+    """u = (a x, 0) on a grid that is no square: a^2 along x in one of two components, nothing along y."""
+    u = torch.zeros(1, 2, 3, 7)
+    u[:, 0] = 0.5 * torch.arange(7)
+    assert float(mean_squared_gradient(u)) == pytest.approx(0.25 / 4)
+    with pytest.raises(ValueError, match="two voxels or more"):
+        mean_squared_gradient(u[..., :1])
 
 
 @each_dimension

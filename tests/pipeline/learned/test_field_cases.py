@@ -110,6 +110,13 @@ def test_scaling_is_slice_by_slice_and_a_constant_slice_is_zero():
     assert (found[1].min(), found[1].max()) == (0, 1)
 
 
+def test_volumes_are_read_where_they_are_asked_for_and_scaled_as_a_whole(tmp_path):
+    array = np.stack([np.full((4, 5), 2.0), np.arange(20.0).reshape(4, 5)]).astype(np.float32)
+    write_volume(Volume(array, Geometry.regular((5, 4, 2), (1.0, 1.0, 1.0)), "v"), tmp_path / "v.mha")
+    (found,) = read_field_cases([case("v", "s", fixed=tmp_path / "v.mha", moving=tmp_path / "v.mha")], labels=False, volumes=True)
+    np.testing.assert_allclose(found.images, np.stack([array / 19] * 2), rtol=1e-6)
+
+
 def test_bad_images_are_refused(tmp_path):
     cases = read_cases(written_cases(tmp_path, {"s0": 2}))
 

@@ -151,6 +151,30 @@ def test_cases_tell_their_subjects_to_the_method(tmp_path):
     assert load_pair(case.model_copy(update={"moving_subject": "s1"})).subjects == ("s0", "s1")
 
 
+# ---- refinement by the loop
+
+
+def test_the_loop_goes_on_from_the_predicted_field(monkeypatch):
+    grid = oblique((60, 50), (1.5, 1.5))
+    moving = blob_volume(grid)
+    fixed = moving.with_array(np.roll(moving.array, -3, axis=1))  # fixed x is moving x + 3; the network says 2
+    nodes = {"control_points": 6, "iterations": 60, "similarity": "mean-squares"}
+    near, exact = (with_networks(monkeypatch, (Constant(2.0, 0.0), []))(**extra) for extra in ({}, {"refine": nodes}))
+    pair, run = Pair(fixed, moving), Run(trace=[])
+    inner = grid.cropped((10, 10), (45, 40))
+    errors = [np.abs(run_method(method, pair, run).displacement_vx(inner) - [3, 0]).mean() for method in (near, exact)]
+    assert errors[0] == pytest.approx(0.5, abs=1e-6) and errors[1] < 0.25
+    assert [row["stage"] for row in run.trace].count("network") == 2 and run.trace[-1]["stage"] == "bspline"
+
+
+def test_a_refinement_is_a_b_spline_of_one_level_unless_told_otherwise_and_of_2d_pairs_only(monkeypatch):
+    method = with_networks(monkeypatch, (Constant(0.0, 0.0), []))(refine={"iterations": 3}, slicewise=True)
+    assert (method.refine.stages, method.refine.levels, method.refine.similarity) == (("bspline",), 1, "ncc")
+    stack = blob_volume(oblique((20, 16, 3), (1.5, 2.0, 8.0)))
+    with pytest.raises(ConcordError, match="3-D, and refine is for 2-D pairs"):
+        run_method(method, Pair(stack, stack.with_array(stack.array[::-1].copy())), Run())
+
+
 # ---- with fitted weights
 
 

@@ -93,6 +93,23 @@ def test_a_step_is_the_gradient_of_the_hinge_loss_with_torch7_momentum(tmp_path)
         torch.testing.assert_close(tensor, network.state_dict()[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_cube_of_many_patches_costs_the_mean_of_their_hinge_losses(tmp_path):
+    """One step by hand: every patch of a cube, cut out and judged alone, at the network's stride of 4 from its first voxel."""
+    pairs, large = inverted_pairs(2, (40, 42)), PatchPairSettings(batch=4, patch=25)
+    fit_patch_metric(pairs, [], settings(sampler=large, steps=1, momentum=0), seed=4, threads=1, out=tmp_path / "net")
+    cubes, labels = PatchSampler(pairs, large, seed=4).batch(0)
+    torch.manual_seed(4)
+    network = PatchCnn("tiny", 2)
+    alone = torch.cat([cubes[..., y : y + 17, x : x + 17] for y in (0, 4, 8) for x in (0, 4, 8)])
+    loss = torch.relu(1 - labels.repeat(9) * network(alone).view(-1)).mean()
+    gradient = torch.autograd.grad(loss, list(network.parameters()))
+    found = load_weights(tmp_path / "net")[0]
+    for (name, before), slope in zip(network.named_parameters(), gradient, strict=True):
+        torch.testing.assert_close(found[name], before.detach() - 0.01 * slope, rtol=1e-4, atol=1e-6)
+    row = rows_of(tmp_path / "net")[0]
+    assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+
+
 def test_bf16_fits_too_and_keeps_single_precision_weights(tmp_path):
     card = fitted(tmp_path / "net", settings(precision="bf16", steps=2))
     assert np.isfinite(card["scores"]["train_loss"])
@@ -133,9 +150,10 @@ def test_without_validation_the_last_weights_are_kept_and_its_columns_are_empty(
     assert {row["validation_loss"] for row in rows_of(tmp_path / "net")} == {""}
 
 
-@pytest.mark.parametrize("stop", [1, 2, 5])
-def test_a_fit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch, stop):
-    fitted(tmp_path / "whole" / "net")
+@pytest.mark.parametrize(("stop", "optimiser"), [(1, "sgd"), (2, "sgd"), (5, "sgd"), (5, "adam")])
+def test_a_fit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch, stop, optimiser):
+    chosen = settings(optimiser=optimiser)
+    fitted(tmp_path / "whole" / "net", chosen)
     batch, drawn = PatchSampler.batch, []
 
     def failing(self, step, stream="train"):
@@ -148,10 +166,10 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch
 
     monkeypatch.setattr(PatchSampler, "batch", failing)
     with pytest.raises(RuntimeError, match="power cut"):
-        fitted(tmp_path / "cut" / "net")
+        fitted(tmp_path / "cut" / "net", chosen)
     assert not (tmp_path / "cut" / "net.safetensors").exists()
     drawn[:] = [("failed", stop)]
-    fitted(tmp_path / "cut" / "net")
+    fitted(tmp_path / "cut" / "net", chosen)
     assert drawn[1:] == list(range(stop // 2 * 2, 6))  # from the checkpoint on, no step before it
     for name in ("net.safetensors", "net.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -262,8 +280,9 @@ def test_inference_normalises_as_the_sampler_does(tmp_path):
         ({"configuration": "tine"}, "did you mean 'tiny'"),
         ({"pairs": 0}, "pairs must be 1 or more"),
         ({"pairs": "some"}, "all"),
-        ({"sampler": {"patch": 15}}, "sampler.patch must be 17"),
-        ({"optimiser": "adam"}, "optimiser"),
+        ({"sampler": {"patch": 15}}, "sampler.patch 15: expected 17"),
+        ({"sampler": {"patch": 23}}, "sampler.patch 23: expected 17.*multiple of its stride, 4"),
+        ({"optimiser": "lion"}, "optimiser"),
         ({"device": "gpu"}, "device"),
     ],
 )

@@ -1,0 +1,47 @@
+"""Instance optimisation: a network's displacement of one pair, improved on that pair itself."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from metrics.similarity.regularisers import mean_squared_gradient
+from nets.fields import warp
+from nets.voxelmorph import resized, shrunk
+from pipeline.learned.translation_losses import Compare, SimilarityName, comparison
+
+
+class Refinement(BaseModel):
+    """How a displacement is refined after the network (ours; the practice is common since VoxelMorph's paper, sec. V-D)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: int = Field(30, ge=1, le=10_000, description="steps of Adam")
+    learning_rate: float = Field(0.05, gt=0, description="of Adam, in voxels")
+    smooth: float = Field(0.2, ge=0, description="weight of the displacement's mean squared gradient beside the 1 of the similarity")
+    similarity: SimilarityName | None = Field(None, description="what is minimised; null: what the network was fitted by")
+    bins: int = Field(48, ge=8, le=256, description="nmi, mattes: histogram bins an image")
+    shrink: int = Field(2, ge=1, le=16, description="voxels an axis to a node of the correction, which is linear between")
+
+
+def refined(images: torch.Tensor, displacement_vx: torch.Tensor, how: Refinement, similarity: SimilarityName) -> tuple[torch.Tensor, list[float]]:
+    """The displacement `(b, d, [z,] y, x)` of pairs `(b, 2, [z,] y, x)` plus the correction with the lowest loss that was met, and each step's loss."""
+    compare: Compare = comparison(how.similarity or similarity, bins=how.bins)
+    fixed, moving = images.split(1, dim=1)
+    size = displacement_vx.shape[2:]
+    correction = torch.zeros(*displacement_vx.shape[:2], *shrunk(size, how.shrink), device=images.device, requires_grad=True)
+    adam = torch.optim.Adam([correction], lr=how.learning_rate)
+    losses: list[float] = []
+    best = displacement_vx
+    with torch.enable_grad():
+        for iteration in range(how.iterations + 1):
+            found = displacement_vx.detach() + resized(correction, size)
+            loss = compare(fixed, warp(moving, found)) + how.smooth * mean_squared_gradient(found)
+            losses.append(float(loss.detach()))
+            if losses[-1] <= min(losses):
+                best = found.detach()
+            if iteration < how.iterations:
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+    return best, losses

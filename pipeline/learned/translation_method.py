@@ -1,0 +1,137 @@
+"""The hierarchical translation model and VoxelMorph as a method: one pass through the network, and if wanted some steps on the pair itself."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field as Setting
+
+from pipeline.errors import ConcordError
+from pipeline.learned.refinement import Refinement
+from pipeline.methods import Method, Pair, Run
+from pipeline.resampling import resample
+from pipeline.transforms import Field, Transform
+from pipeline.volumes import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from nets.translation import HierarchicalTranslation, Translated
+
+
+class TranslationNetwork(Method):
+    """Hierarchical translation model (Dai et al., ISBI 2023) or VoxelMorph, by what its weights hold: a dense field in one pass.
+
+    The network is convolutional and runs on the fixed image's grid, whatever its size, but what it has learned of shapes is in voxels: images
+    should have about the voxel size that it was fitted to. Each image is scaled to [0, 1], as in training. It translates one way: which
+    modality is fixed must be as it was, and is checked where it is known.
+    """
+
+    takes_masks: ClassVar[bool] = False
+
+    weights: Path | None = Setting(None, description="trained weights (.safetensors) of a translation fit")
+    stop: Literal["coarse", "fine"] = Setting("fine", description="coarse: leave the fine network out, for what it adds")
+    keep_translated: bool = Setting(
+        True, description="hand over the translated moving image, in [0, 1], on the moving grid, or the fixed one where they differ"
+    )
+    refine: Refinement | None = Setting(None, description="optimise the displacement of the pair after the network (ours; paper: no)")
+    device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The trained weights."""
+        if self.weights is None:
+            return {}
+        if not self.weights.exists():
+            raise ConcordError(f"weights: {self.weights} is not there; expected a .safetensors file that a translation fit wrote")
+        return {"weights": self.weights}
+
+    def load(self) -> None:
+        """torch, the network with its weights, and a first run on zeros: what follows is warm."""
+        import torch
+
+        if self.files:
+            network = self.fitted[0]
+            self._found(torch.zeros((1, 2, *[16] * network.dimension), device=self.chosen_device))
+
+    @cached_property
+    def fitted(self) -> tuple[HierarchicalTranslation, dict[str, Any]]:
+        """The network on the device, and its card; read once."""
+        from pipeline.learned.translation import load_translation
+
+        if self.weights is None:
+            raise ConcordError("weights: none given; expected the .safetensors file that a translation fit writes: fit a network first")
+        network, card = load_translation(self.weights)
+        if self.stop not in network.parts and self.stop == "coarse":
+            raise ConcordError(f"stop: coarse, but {self.weights} holds {', '.join(network.parts)} alone; leave stop out")
+        return network.to(self.chosen_device), card
+
+    @property
+    def chosen_device(self) -> torch.device:
+        """The device that the network runs on."""
+        from pipeline.learned.fitting import choose_device
+
+        return choose_device(self.device)
+
+    def register(self, pair: Pair, run: Run) -> Transform:
+        """The field on the fixed grid, from fixed to moving points.
+
+        `run.trace` gains a row with `inference_ms`, warm after `load`, and with `refine` one an iteration; `run.images` gains "translated".
+        A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights of another
+        dimension, and modalities that are known to be others than those that the network was fitted to.
+        """
+        import torch
+
+        from pipeline.learned.field_cases import scaled
+        from pipeline.learned.fitting import reproducible
+        from pipeline.learned.laps import Laps, size_and_place
+
+        self._check(pair)
+        network, laps, grid = self.fitted[0], Laps(self.chosen_device), pair.fixed.geometry
+        moving = pair.moving.with_array(scaled(pair.moving, whole=True))
+        seen = moving if moving.geometry.matches(grid) else resample(moving, grid)
+        with reproducible(run.threads):
+            images = torch.from_numpy(np.stack([scaled(pair.fixed, whole=True), seen.array])[None]).to(laps.device)
+            laps.mark("prepare_ms")
+            found = self._found(images)
+            laps.mark("network_ms")
+        if run.trace is not None:
+            row = {"stage": "network", "level": 0, "iteration": 0, **laps.parts, "inference_ms": laps.parts["network_ms"], "seconds": laps.seconds}
+            run.trace.append(row | size_and_place(network, laps.device, run.threads))
+        if run.images is not None and self.keep_translated and found.translated is not None:
+            run.images["translated"] = Volume(found.translated[0, 0].cpu().numpy(), seen.geometry, "translated")
+        displacement_vx = self._refined(images, found.displacement_vx, run)
+        return Field(displacement_vx[0].movedim(0, -1).double().cpu().numpy() @ grid.index_to_physical.T, grid)
+
+    def _found(self, images: torch.Tensor) -> Translated:
+        import torch
+
+        network = self.fitted[0]
+        with torch.no_grad():
+            return network(images, until="coarse" if self.stop == "coarse" else None)
+
+    def _refined(self, images: torch.Tensor, displacement_vx: torch.Tensor, run: Run) -> torch.Tensor:
+        from pipeline.learned.fitting import reproducible
+        from pipeline.learned.refinement import refined
+
+        if self.refine is None:
+            return displacement_vx
+        with reproducible(run.threads):
+            better, losses = refined(images, displacement_vx, self.refine, self.fitted[1]["similarity"])
+        if run.trace is not None:
+            run.trace.extend({"stage": "refine", "level": 0, "iteration": number, "value": loss} for number, loss in enumerate(losses))
+        return better
+
+    def _check(self, pair: Pair) -> None:
+        network, card = self.fitted
+        if pair.fixed.dimension != network.dimension:
+            raise ConcordError(
+                f"{pair.fixed.name}: {pair.fixed.dimension}-D, and {self.weights} was fitted to {network.dimension}-D images; expected the same"
+            )
+        for side, given in (("fixed", pair.fixed_modality), ("moving", pair.moving_modality)):
+            known = card.get("modalities", {}).get(side, "")
+            if given and known and given != known:
+                raise ConcordError(f"{side} image: {given}, and {self.weights} was fitted with {known} there; expected that: exchange the two images")
