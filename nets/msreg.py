@@ -7,6 +7,7 @@ The published 16,106,076 parameters include layers that never run: a fourth stag
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved, six_numbers
@@ -16,6 +17,18 @@ LEAST_GRID: Grid = (9, 17, 17)
 """The smallest that leaves one voxel to the last convolution, whose kernel of 5 has no padding."""
 
 
+class Pointwise(nn.Conv3d):
+    """A convolution of kernel 1 without bias as a product of matrices: with one thread PyTorch's own, for small batches, copies every patch."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """`(B, outputs, z', y', x')` of `(B, inputs, z, y, x)`."""
+        z, y, x = self.stride
+        return F.linear(maps[:, :, ::z, ::y, ::x].movedim(1, -1), self.weight.flatten(1)).movedim(-1, 1)
+
+
 class Bottleneck(nn.Module):
     """ResNeXt's block: 1x1x1, 3x3x3 in 16 groups, 1x1x1 to twice `planes` channels, each with batch norm, and a shortcut around them."""
 
@@ -23,17 +36,17 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner, outputs = CARDINALITY * (planes // 32), EXPANSION * planes
         self.layers = nn.Sequential(
-            nn.Conv3d(inputs, inner, 1, bias=False),
+            Pointwise(inputs, inner),
             nn.BatchNorm3d(inner),
             nn.ReLU(inplace=True),
             nn.Conv3d(inner, inner, 3, stride, padding=1, groups=CARDINALITY, bias=False),
             nn.BatchNorm3d(inner),
             nn.ReLU(inplace=True),
-            nn.Conv3d(inner, outputs, 1, bias=False),
+            Pointwise(inner, outputs),
             nn.BatchNorm3d(outputs),
         )
         changes = stride != 1 or inputs != outputs
-        self.shortcut = nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm3d(outputs)) if changes else nn.Identity()
+        self.shortcut = nn.Sequential(Pointwise(inputs, outputs, stride), nn.BatchNorm3d(outputs)) if changes else nn.Identity()
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """`(B, 2 planes, z', y', x')` of `(B, inputs, z, y, x)`."""

@@ -25,23 +25,8 @@ from pipeline.volumes import Volume, read_volume, write_volume
 if TYPE_CHECKING:
     from pipeline.datasets.slices import Slices
 
-MADE_WITH = (
-    "fixed",
-    "moving",
-    "intra",
-    "axis",
-    "heights",
-    "slices",
-    "slice_spacing_mm",
-    "draws",
-    "size",
-    "spacing_mm",
-    "min_share",
-    "motion",
-    "labels",
-    "tissues",
-)
-"""Settings that a subject's slices depend on; splits and partners change no file."""
+OF_THE_TABLE = {"root", "subjects", "partners", "hold_out", "train", "seed"}
+"""Settings that change no file: who is paired with whom, and which split is whose."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +66,14 @@ class SliceMaker:
             made = _read(told, self._folder)
             if all(path.is_file() for path in _files(made)):
                 return made
+        record.unlink(missing_ok=True)  # files that are about to be overwritten are no longer what it says
         made = self._make()
         write_json(told, _plain(made))
         keep(record, made_from)
         return made
 
     def _made_from(self) -> dict[str, Any]:
-        settings = self._settings.model_dump(mode="json", include=set(MADE_WITH))
+        settings = self._settings.model_dump(mode="json", exclude=OF_THE_TABLE)
         files = [*self._source.images.values(), *self._source.labels.values(), *self._source.truths]
         for path in files:
             if not path.exists():
@@ -102,15 +88,16 @@ class SliceMaker:
         check_aligned(self._source, images[settings.fixed])
         wrong = tuple(m for m in labels if settings.tissues and unlike(images[m], labels[m], m, settings.tissues))
         heights, between_mm = self._heights(head)
+        kept = self._kept(labels)
         smoothed = {modality: for_spacing(image, axis, settings.spacing_mm) for modality, image in images.items()}
         made = Made({}, {}, {}, between_mm, wrong)
         for number, plane in enumerate(planes_of(head, axis, heights, size=settings.size, spacing_mm=settings.spacing_mm), start=1):
             if reason := self._complaint(plane, head, smoothed):
                 made.dropped[number] = reason
                 continue
-            made.slices[number] = self._written(number, plane, smoothed, self._kept(labels))
+            made.slices[number] = self._written(number, plane, smoothed, kept)
             if settings.intra:
-                made.moved[number] = [self._moved(number, draw, plane, smoothed, self._kept(labels)) for draw in range(1, settings.draws + 1)]
+                made.moved[number] = [self._moved(number, draw, plane, smoothed, kept) for draw in range(1, settings.draws + 1)]
         return made
 
     def _heights(self, head: Head) -> tuple[np.ndarray, float | None]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import io
 import logging
 import math
 import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +24,6 @@ from pipeline.provenance import environment
 from pipeline.threads import torch_threads
 
 log = logging.getLogger(__name__)
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Names of `mallopt` in glibc's malloc.h."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,21 +41,9 @@ def described(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-def keep_freed_memory() -> None:
-    """From here on glibc's allocator keeps the memory of freed tensors for the next ones; elsewhere nothing happens.
-
-    By default it gives each large block back to the system, and the next step waits until thousands of pages are empty again.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 @contextmanager
 def reproducible(threads: int) -> Iterator[None]:
-    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time; from here on `keep_freed_memory`."""
-    keep_freed_memory()
+    """Within the block torch uses `threads` threads, and on a GPU the same kernels every time."""
     with torch_threads(threads), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
         yield
 

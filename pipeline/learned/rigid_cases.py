@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
@@ -164,14 +163,14 @@ class RigidVolumes:
         where = self._on_device(rows)
         shape = torch.tensor(self.grid[::-1], dtype=torch.float32, device=self.device).expand(len(rows), 3)
         maps = np.linalg.inv(self._to_mm[rows]) @ moved @ self._to_mm[rows]
-        fixed, known = resampled(self.fixed[where], self._maps(maps), shape, self.grid)
+        fixed, known = resampled(self.fixed, where, self._maps(maps), shape, self.grid)
         seen, known_too = self._seen(rows, transforms @ moved)
         return scaled_jointly(torch.cat([fixed, seen], dim=1)), known & known_too
 
     def _seen(self, rows: np.ndarray, transforms: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         where = self._on_device(rows)
         maps = self._maps(self._to_moving[rows] @ transforms @ self._to_mm[rows])
-        values, inside = resampled(self.moving[where], maps, self.sizes[where], self.grid)
+        values, inside = resampled(self.moving, where, maps, self.sizes[where], self.grid)
         return values * self.scales[where], inside
 
     def _maps(self, matrices: np.ndarray) -> torch.Tensor:
@@ -181,21 +180,36 @@ class RigidVolumes:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
 
 
-def resampled(volumes: torch.Tensor, maps: torch.Tensor, sizes: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def resampled(
+    volumes: torch.Tensor, rows: torch.Tensor, maps: torch.Tensor, sizes: torch.Tensor, grid: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`(b, 1, *grid)` float32, linear, 0 outside, and which samples are inside, `(b, *grid)`.
 
-    Sample (x, y, z) is taken at index `maps` (x, y, z, 1) of its volume `(b, 1, Z, Y, X)`, of which only `sizes` `(b, 3)` `(x, y, z)` counts,
-    the rest being padding. As in ITK a point within half a voxel beyond the outer voxel centres is inside and takes the border's value.
+    Sample (x, y, z) is taken at index `maps` (x, y, z, 1) of the volume `rows` `(b,)` of `(n, 1, Z, Y, X)`, of which only `sizes` `(b, 3)`
+    `(x, y, z)` counts, the rest being padding. As in ITK a point within half a voxel beyond the outer voxel centres is inside and takes
+    the border's value. Volumes are read where samples lie alone: there are far fewer of these than voxels.
     """
     z, y, x = (torch.arange(n, dtype=torch.float32, device=maps.device) for n in grid)
     columns = maps[:, None, None, None]
     index = (columns[..., 3] + z.view(-1, 1, 1, 1) * columns[..., 2]) + (y.view(-1, 1, 1) * columns[..., 1] + x.view(-1, 1) * columns[..., 0])
     size = sizes[:, None, None, None]
     inside = ((index >= -0.5) & (index < size - 0.5)).all(-1)
-    padded = torch.tensor(volumes.shape[:1:-1], dtype=torch.float32, device=maps.device)
-    unit = torch.minimum(index.clamp_(min=0), size - 1).mul_(2 / (padded - 1).clamp(min=1)).sub_(1)
-    values = F.grid_sample(volumes.float(), unit, mode="bilinear", padding_mode="border", align_corners=True)
-    return values * inside[:, None], inside
+    place = torch.minimum(index.clamp_(min=0), size - 1)
+    low = torch.minimum(place.floor(), (size - 2).clamp(min=0))
+    volumes = volumes.contiguous()
+    strides = torch.tensor(volumes.stride()[:1:-1], device=maps.device)
+    first = (low.long() * strides).sum(-1) + volumes.stride(0) * rows.view(-1, 1, 1, 1)
+    steps = (strides * (size > 1)).unbind(-1)  # a single voxel has no neighbour
+    values = _interpolated(volumes.flatten(), first, list(zip(steps, (place - low).unbind(-1), strict=True)))
+    return (values * inside)[:, None], inside
+
+
+def _interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Between the samples at `first` and those a step further along each axis, by the share of the way there."""
+    if not axes:
+        return flat.take(first).float()
+    (step, share), *others = axes
+    return torch.lerp(_interpolated(flat, first, others), _interpolated(flat, first + step, others), share)
 
 
 def scaled_jointly(volumes: torch.Tensor) -> torch.Tensor:

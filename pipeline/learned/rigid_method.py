@@ -199,7 +199,9 @@ def _warm_up(network: nn.Module, how: Preparation, averages: int, device: torch.
 
     shape = torch.tensor(how.size, dtype=torch.float32, device=device).expand(averages, 3)
     maps = torch.eye(4, device=device)[:3].expand(averages, 3, 4)
-    volumes, _ = resampled(torch.zeros((averages, 1, *how.grid), device=device), maps, shape, how.grid)
+    volumes, _ = resampled(
+        torch.zeros((1, 1, *how.grid), device=device), torch.zeros(averages, dtype=torch.long, device=device), maps, shape, how.grid
+    )
     _answers(network, volumes.expand(-1, 2, -1, -1, -1))
 
 

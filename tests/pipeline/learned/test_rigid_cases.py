@@ -18,6 +18,7 @@ from pipeline.transform_files import write_transform
 from pipeline.transforms import Linear
 from pipeline.volumes import Geometry, Volume
 
+FIRST = torch.zeros(1, dtype=torch.long)
 CPU = torch.device("cpu")
 
 
@@ -45,7 +46,7 @@ def test_the_moving_volume_is_resampled_as_everywhere_else(kind):
     to_mm = np.block([[onto.index_to_physical, np.reshape(onto.origin_mm, (3, 1))], [np.zeros(3), 1]])
     maps = torch.from_numpy((to_index @ matrix @ to_mm)[None, :3].astype(np.float32))
     padded = torch.nn.functional.pad(torch.from_numpy(moving.array)[None, None], (0, 3, 0, 5, 0, 2), value=99)  # padding must not be seen
-    values, inside = resampled(padded, maps, torch.tensor([moving.geometry.size], dtype=torch.float32), onto.shape)
+    values, inside = resampled(padded, FIRST, maps, torch.tensor([moving.geometry.size], dtype=torch.float32), onto.shape)
     assert 0.2 < inside.float().mean() < 0.95
     np.testing.assert_allclose(values[0, 0].numpy(), expected, atol=2e-2)
     assert not values[0, 0][~inside[0]].any()
@@ -54,9 +55,9 @@ def test_the_moving_volume_is_resampled_as_everywhere_else(kind):
 def test_a_point_half_a_voxel_outside_has_the_borders_value_and_beyond_there_is_nothing():
     volume = torch.full((1, 1, 2, 2, 2), 5.0)
     maps = torch.tensor([[[1.0, 0, 0, -0.6], [0, 1, 0, 0], [0, 0, 1, 0]]])
-    values, inside = resampled(volume, maps, torch.full((1, 3), 2.0), (1, 1, 3))
+    values, inside = resampled(volume, FIRST, maps, torch.full((1, 3), 2.0), (1, 1, 3))
     assert values.flatten().tolist() == [0, 5, 5] and inside.flatten().tolist() == [False, True, True]
-    values, _ = resampled(volume, maps + torch.tensor([0, 0, 0, 0.2]), torch.full((1, 3), 2.0), (1, 1, 3))
+    values, _ = resampled(volume, FIRST, maps + torch.tensor([0, 0, 0, 0.2]), torch.full((1, 3), 2.0), (1, 1, 3))
     assert values.flatten().tolist() == [5, 5, 0]  # -0.4, 0.6, 1.6
 
 
