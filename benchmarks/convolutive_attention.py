@@ -11,20 +11,17 @@ memory is that of a fresh process each, less what it held before.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Callable
 
-import psutil
 import torch
 import torch.nn.functional as F
-from common import interleaved, median_ratio, report
+from common import compared, report
 
 from metrics.similarity.field_losses import composite_loss
 from metrics.similarity.structural import structural_similarity
 from nets.fields import warp
 from nets.resatt import PATCH_VX, STEP_VX, convolutive_attention
 from nets.unet import CHANNELS, build
-from pipeline.provenance import measured
 from pipeline.threads import keep_freed_memory
 
 Call = Callable[[], torch.Tensor]
@@ -120,39 +117,20 @@ COMPARED: dict[str, tuple[Callable[[str, argparse.Namespace], Call], str, str]] 
 }
 
 
-def _peak_mib(answer: multiprocessing.Queue, what: str, form: str, given: argparse.Namespace) -> None:
-    torch.set_num_threads(given.threads)
-    make = COMPARED[what][0]
-    make(form, argparse.Namespace(**{**vars(given), "batch": 1, "size": 24}))()  # libraries load their code with the first pass
-    call = make(form, given)
-    before = psutil.Process().memory_info().rss / 2**20
-    with measured() as cost:
-        call()
-    answer.put(cost.peak_memory_mib - before)
-
-
-def peak_mib(what: str, form: str, given: argparse.Namespace) -> float:
-    """Memory of a pass beyond weights and inputs, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_peak_mib, args=(answer, what, form, given))
-    process.start()
-    found = answer.get()
-    process.join()
-    return round(found, 1)
+def prepared(what: str, form: str, given: argparse.Namespace) -> Call:
+    """The call of one form of what is compared."""
+    return COMPARED[what][0](form, given)
 
 
 def row(what: str, given: argparse.Namespace) -> dict[str, object]:
     """Times, peaks, their ratios, and how far the results differ where they should not."""
-    make, first, second = COMPARED[what]
-    ours, theirs = make(first, given), make(second, given)
-    mine, others = interleaved(ours, theirs, runs=given.runs)
-    peaks = [peak_mib(what, form, given) for form in (first, second)]
-    times = {"first_ms": round(1000 * min(mine), 2), "second_ms": round(1000 * min(others), 2), "time_ratio": round(median_ratio(mine, others), 3)}
-    memory = {"first_mib": peaks[0], "second_mib": peaks[1], "memory_ratio": round(peaks[0] / max(peaks[1], 0.1), 3)}
-    alike = first == "ours"
-    difference = {"largest_difference": float((ours() - theirs()).abs().max())} if alike else {}
-    return {"what": what, "first": first, "second": second, **times, **memory, **difference}
+    _, first, second = COMPARED[what]
+    small = (what, first, argparse.Namespace(**{**vars(given), "batch": 1, "size": 24}))
+    found = compared(prepared, (what, first, given), (what, second, given), runs=given.runs, threads=given.threads, small=small)
+    if first != "ours":
+        return {"what": what, "first": first, "second": second, **found}
+    difference = float((prepared(what, first, given)() - prepared(what, second, given)()).abs().max())
+    return {"what": what, "first": first, "second": second, **found, "largest_difference": difference}
 
 
 def main() -> None:

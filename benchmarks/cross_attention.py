@@ -10,17 +10,15 @@ what it held before; on a GPU, what PyTorch allocated. A row whose written-out f
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Callable, Iterator
 from itertools import product
 
 import psutil
 import torch
-from common import interleaved, median_ratio, report
+from common import interleaved, median_ratio, peak_mib, report
 
 from nets.attention_reg import AttentionReg
 from nets.cross_attention import CHANNELS, CrossAttention
-from pipeline.provenance import measured
 
 SEED = 1
 TABLES = {"forward": 2, "training step": 5}
@@ -64,33 +62,17 @@ def _pass(result: Callable[[], torch.Tensor], passed: str, device: str) -> Calla
     return call
 
 
-def _peak_mib(answer: multiprocessing.Queue, case: tuple[str, str, str, int], given: argparse.Namespace) -> None:
-    torch.set_num_threads(given.threads)
-    small = argparse.Namespace(**{**vars(given), "grid": (4, 8, 8)})
-    # libraries load their code with the first pass; it is not the pass's memory
-    prepared(*case[:3], 1, small)()
-    call = prepared(*case, given)
+def peak_of(case: tuple[str, str, str, int], given: argparse.Namespace) -> float:
+    """MiB of the pass beyond weights and inputs: in a process of its own, or what PyTorch allocated on a GPU."""
     if given.device == "cuda":
+        call = prepared(*case, given)
+        call()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        answer.put((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    before = psutil.Process().memory_info().rss / 2**20
-    with measured() as cost:
-        call()
-    answer.put(cost.peak_memory_mib - before)
-
-
-def peak_mib(case: tuple[str, str, str, int], given: argparse.Namespace) -> float:
-    """Memory of the pass beyond weights and inputs, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_peak_mib, args=(answer, case, given))
-    process.start()
-    found = answer.get()
-    process.join()
-    return found
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    small = (*case[:3], 1, argparse.Namespace(**{**vars(given), "grid": (4, 8, 8)}))
+    return peak_mib(prepared, *case, given, small=small, threads=given.threads)
 
 
 def too_large(passed: str, batch: int, given: argparse.Namespace) -> str:
@@ -109,7 +91,7 @@ def row(scope: str, passed: str, batch: int, given: argparse.Namespace) -> dict[
     ours, theirs = (prepared(form, scope, passed, batch, given) for form in ("fused", "written out"))
     difference = (ours() - theirs()).abs().max().item()
     mine, others = interleaved(ours, theirs, runs=given.runs)
-    peaks = [peak_mib((form, scope, passed, batch), given) for form in ("fused", "written out")]
+    peaks = [peak_of((form, scope, passed, batch), given) for form in ("fused", "written out")]
     times = {"ours_s": min(mine), "written_out_s": min(others), "time_ratio": median_ratio(mine, others)}
     memory = {"ours_mib": peaks[0], "written_out_mib": peaks[1], "memory_ratio": peaks[0] / peaks[1]}
     return {**about, **times, **memory, "largest_difference": difference}

@@ -9,14 +9,10 @@ median of pairwise ratios; peak memory is that of a fresh process each, less tha
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 from collections.abc import Callable
 
-import psutil
 import torch
-from common import interleaved, median_ratio, report
-
-from pipeline.provenance import measured
+from common import interleaved, median_ratio, peak_mib, report
 
 SEED = 1
 
@@ -75,23 +71,9 @@ def _with_gradient(loss: Callable[[torch.Tensor], torch.Tensor], warped: torch.T
 PEERS = {"monai": monai, "dense-parzen": dense_parzen}
 
 
-def _peak_mib(name: str, samples: int, bins: int, answer: multiprocessing.Queue) -> None:
-    call = {"ours": ours, **PEERS}[name](samples, bins)
-    before = psutil.Process().memory_info().rss / 2**20
-    with measured() as cost:
-        call()
-    answer.put(cost.peak_memory_mib - before)
-
-
-def peak_mib(name: str, samples: int, bins: int) -> float:
-    """Memory of value and gradient beyond the images, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=_peak_mib, args=(name, samples, bins, answer))
-    process.start()
-    found = answer.get()
-    process.join()
-    return found
+def prepared(name: str, samples: int, bins: int) -> Callable[[], torch.Tensor]:
+    """Ours or a peer's call."""
+    return {"ours": ours, **PEERS}[name](samples, bins)
 
 
 def main() -> None:
@@ -103,10 +85,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows, own_mib = [], peak_mib("ours", given.samples, given.bins)
+    rows, own_mib = [], peak_mib(prepared, "ours", given.samples, given.bins)
     for name, peer in PEERS.items():
         mine, others = interleaved(ours(given.samples, given.bins), peer(given.samples, given.bins), runs=given.runs)
-        mib = peak_mib(name, given.samples, given.bins)
+        mib = peak_mib(prepared, name, given.samples, given.bins)
         row = {"peer": name, "ours_ms": 1000 * min(mine), "peer_ms": 1000 * min(others), "times_faster": median_ratio(others, mine)}
         rows.append({**row, "ours_mib": own_mib, "peer_mib": mib, "share_of_memory": own_mib / mib})
     report(rows, "mutual_information")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from nets.fields import compose
 from nets.voxelmorph import Displacements, Output, VoxelMorph, VoxelMorphUNet
 
 PARTS = ("coarse", "translate", "fine")
+Sees = Literal["both", "moving"]
 
 
 class Translated(NamedTuple):
@@ -35,23 +36,34 @@ class HierarchicalTranslation(nn.Module):
     u(p) = u1(p) + u0(p + u1(p)), so that the moving image is warped once. Without G1, u0 is zero. All three are VoxelMorph's U-Net:
     109,170, 109,025 and 109,314 parameters in 2-D.
 
+    With `translate_sees` "moving" G2 sees the moving image alone (ours): given both, it can copy the fixed image's structure to where phi_0
+    takes it from, and then holds phi at phi_0, right or wrong.
+
     `coarse_output` and `fine_output` are "velocity" or "displacement"; the paper needs the coarse inverse, so that a velocity is our
     reading of it. Raises `ValueError` for no part, or one of another name.
     """
 
     def __init__(
-        self, dimension: int, *, parts: tuple[str, ...] = PARTS, coarse_output: Output = "velocity", fine_output: Output = "displacement"
+        self,
+        dimension: int,
+        *,
+        parts: tuple[str, ...] = PARTS,
+        coarse_output: Output = "velocity",
+        fine_output: Output = "displacement",
+        translate_sees: Sees = "both",
     ) -> None:
         super().__init__()
         if unknown := set(parts) - set(PARTS):
             raise ValueError(f"parts {sorted(unknown)}; valid: {', '.join(PARTS)}")
         if not parts:
             raise ValueError(f"no parts; expected one or more of {', '.join(PARTS)}")
-        self.dimension, self.parts = dimension, tuple(part for part in PARTS if part in parts)
+        if translate_sees not in ("both", "moving"):
+            raise ValueError(f"translate_sees {translate_sees!r}; expected both or moving")
+        self.dimension, self.parts, self.sees = dimension, tuple(part for part in PARTS if part in parts), translate_sees
         if "coarse" in parts:
             self.coarse = VoxelMorph(dimension, output=coarse_output)
         if "translate" in parts:
-            self.translate = VoxelMorphUNet(dimension, inputs=2, outputs=1)
+            self.translate = VoxelMorphUNet(dimension, inputs=2 if translate_sees == "both" else 1, outputs=1)
         if "fine" in parts:
             self.fine = VoxelMorph(dimension, inputs=3 if "translate" in parts else 2, output=fine_output)
 
@@ -71,7 +83,7 @@ class HierarchicalTranslation(nn.Module):
             coarse = self.coarse.both(images)
             found = found._replace(coarse=coarse, displacement_vx=coarse.forward)
         if "translate" in wanted:
-            mask = self.translate(images)
+            mask = self.translate(images if self.sees == "both" else images[:, 1:])
             found = found._replace(mask=mask, translated=images[:, 1:] + mask)
         return self._refined(images, found) if "fine" in wanted else found
 

@@ -27,7 +27,7 @@ from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
 ARCHITECTURE = "translation"
-_SHAPE = ("stages", "coarse_output", "fine_output")
+_SHAPE = ("stages", "coarse_output", "fine_output", "translate_sees")
 StageName = Literal["coarse", "translate", "fine", "joint"]
 Output = Literal["displacement", "velocity"]
 
@@ -50,6 +50,10 @@ class TranslationFit(BaseModel):
     bidirectional: bool = Field(True, description="the coarse part compares both images with the other one warped")
     coarse_output: Output = Field("velocity", description="what the coarse network predicts; bidirectional needs a velocity (ours)")
     fine_output: Output = Field("displacement", description="what the fine network predicts (ours)")
+    translate_sees: Literal["both", "moving"] = Field(
+        "both",
+        description="what the translation network is given: both images (paper), or the moving one, so that it cannot copy the fixed one (ours)",
+    )
     weights: LossWeights = Field(LossWeights(), description="of the losses' terms")
     iterations: int | tuple[int, ...] = Field(150_000, description="of every stage, or a number for each")
     batch: int = Field(1, ge=1, description="pairs an iteration (ours: the paper gives none)")
@@ -97,7 +101,8 @@ class TranslationFit(BaseModel):
     def network_of(self, dimension: int) -> HierarchicalTranslation:
         """A fresh network, from torch's generator."""
         parts = tuple(stage for stage in self.stages if stage != "joint")
-        return HierarchicalTranslation(dimension, parts=parts, coarse_output=self.coarse_output, fine_output=self.fine_output)
+        how = {"coarse_output": self.coarse_output, "fine_output": self.fine_output, "translate_sees": self.translate_sees}
+        return HierarchicalTranslation(dimension, parts=parts, **how)
 
     def rate(self, progress: float) -> float:
         """Learning rate when `progress` of a stage is done."""

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field as Setting
 
 from pipeline.errors import ConcordError
+from pipeline.learned.modalities import check_modalities
 from pipeline.learned.refinement import Refinement
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import resample
@@ -131,7 +132,4 @@ class TranslationNetwork(Method):
             raise ConcordError(
                 f"{pair.fixed.name}: {pair.fixed.dimension}-D, and {self.weights} was fitted to {network.dimension}-D images; expected the same"
             )
-        for side, given in (("fixed", pair.fixed_modality), ("moving", pair.moving_modality)):
-            known = card.get("modalities", {}).get(side, "")
-            if given and known and given != known:
-                raise ConcordError(f"{side} image: {given}, and {self.weights} was fitted with {known} there; expected that: exchange the two images")
+        check_modalities(pair, card, self.weights)

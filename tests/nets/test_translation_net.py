@@ -59,6 +59,16 @@ def test_the_mask_is_added_to_the_moving_image_and_the_sum_is_seen_by_the_fine_p
     torch.testing.assert_close(found.fine, network.fine(torch.cat([given, found.translated], dim=1)))
 
 
+def test_a_translation_that_sees_the_moving_image_alone_knows_nothing_of_the_fixed_one():
+    torch.manual_seed(0)
+    network, given = HierarchicalTranslation(2, translate_sees="moving"), images()
+    other = torch.cat([1 - given[:, :1], given[:, 1:]], dim=1)
+    assert torch.equal(network(given).translated, network(other).translated)
+    assert sum(p.numel() for p in network.translate.parameters()) == 109_025 - 16 * 9
+    both = HierarchicalTranslation(2)
+    assert not torch.equal(both(given).translated, both(other).translated)
+
+
 @pytest.mark.parametrize("parts", [c for n in (1, 2, 3) for c in itertools.combinations(PARTS, n)])
 def test_a_model_may_lack_parts(parts):
     torch.manual_seed(0)
@@ -89,6 +99,7 @@ def test_a_coarse_displacement_has_no_inverse():
     ("make", "told"),
     [
         (lambda: HierarchicalTranslation(2, parts=()), "no parts"),
+        (lambda: HierarchicalTranslation(2, translate_sees="fixed"), "expected both or moving"),
         (lambda: HierarchicalTranslation(2, parts=("coarse", "finer")), "'finer'"),
         (lambda: HierarchicalTranslation(2)(torch.rand(1, 3, 16, 16)), "channel 0 fixed"),
         (lambda: HierarchicalTranslation(2, parts=("coarse",))(images(), until="fine"), "until 'fine'"),

@@ -115,7 +115,7 @@ def test_a_part_is_the_same_whatever_follows_it(tmp_path):
     [
         ({"stages": ["coarse"], "bidirectional": False, "coarse_output": "displacement"}, ["coarse"]),
         ({"stages": ["coarse", "fine"]}, ["coarse", "fine"]),
-        ({"stages": ["translate", "fine"], "fine_output": "velocity"}, ["translate", "fine"]),
+        ({"stages": ["translate", "fine"], "fine_output": "velocity", "translate_sees": "moving"}, ["translate", "fine"]),
         ({"stages": ["coarse", "translate", "fine", "joint"], "iterations": (2, 2, 2, 4)}, ["coarse", "translate", "fine"]),
     ],
 )
