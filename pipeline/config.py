@@ -16,6 +16,7 @@ from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
 from pipeline.table_settings import TableSettings, TestName
+from pipeline.translation_figures import PartsSettings, TranslatedSettings
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
@@ -77,6 +78,10 @@ class DeformationSettings(_Settings):
     title: str = Field(description="heading of the figure")
     methods: tuple[str, ...] = Field(min_length=1, description="methods shown, one below the other")
     case: str = Field("", description="name of the test case; empty: the one in the middle by the methods' mean of the study's first measure")
+    structures: bool = Field(False, description="outline the labels of the fixed image and the warped ones in a panel of their own")
+    image: Literal["moving", "counterpart"] = Field(
+        "moving", description="what is warped: the image that was registered, or the same subject's in the fixed modality"
+    )
     caption: str = Field("", description="added to the caption in the report")
 
 
@@ -122,6 +127,8 @@ class StudySettings(_Settings):
     landscapes: dict[str, LandscapeSettings] = Field(default_factory=dict, description="figures of similarities around the truth, by name")
     attention: dict[str, AttentionSettings] = Field(default_factory=dict, description="figures of what attention networks look at, by name")
     deformations: dict[str, DeformationSettings] = Field(default_factory=dict, description="figures of what methods do to one case, by name")
+    translated: dict[str, TranslatedSettings] = Field(default_factory=dict, description="figures of translated images of one case, by name")
+    parts: dict[str, PartsSettings] = Field(default_factory=dict, description="figures of the fields that one network's parts find, by name")
     clinical: dict[str, ClinicalSettings] = Field(
         default_factory=dict, description="tables and Bland-Altman plots of volumes at end-systole and ejection fraction, by name"
     )

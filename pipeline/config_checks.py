@@ -11,6 +11,7 @@ from pipeline.config import ComparisonSettings, Config, StudySettings, without_f
 from pipeline.errors import ConcordError, choices
 from pipeline.methods import METHODS, create_method
 from pipeline.table_settings import split_key
+from pipeline.translation_figures import PartsSettings
 
 
 def check_references(config: Config) -> None:
@@ -49,6 +50,10 @@ def check_references(config: Config) -> None:
             _check_attention(config, f"{where}.attention.{name}", shown, study)
         for name, drawn in study.deformations.items():
             _known(f"{where}.deformations.{name}.methods", drawn.methods, study.methods)
+        for name, drawn in study.translated.items():
+            _known(f"{where}.translated.{name}.methods", drawn.methods, study.methods)
+        for name, shown in study.parts.items():
+            _check_parts(config, f"{where}.parts.{name}", shown, study)
         for name, shown in study.clinical.items():
             _check_clinical(f"{where}.clinical.{name}", shown, study)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
@@ -72,6 +77,17 @@ def _check_attention(config: Config, where: str, shown: AttentionSettings, study
         if config.method(name)["use"] != "attention-reg" or kinds != [network]:
             found = f"its use is {config.method(name)['use']}, its fit {first[0] if first else 'none'}, a network {kinds[0] if kinds else 'of no such kind'}"
             raise ConcordError(f"config.yaml.{where}.{key}: {name!r}: {found}; expected a method of use attention-reg and a fit of network {network}")
+
+
+def _check_parts(config: Config, where: str, shown: PartsSettings, study: StudySettings) -> None:
+    """The method of the figure is a fitted translation network."""
+    _known(f"{where}.method", (shown.method,), study.methods)
+    used, fits = config.method(shown.method)["use"], config.fits_of(shown.method)
+    if used != "translation" or not fits:
+        raise ConcordError(
+            f"config.yaml.{where}.method: {shown.method!r}: its use is {used}, its fit {fits[0] if fits else 'none'}; expected a method of use "
+            "translation with a fit"
+        )
 
 
 def _check_clinical(where: str, shown: ClinicalSettings, study: StudySettings) -> None:

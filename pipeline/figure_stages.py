@@ -101,6 +101,59 @@ def deformation_stage(settings: dict[str, Any], manifests: dict[str, list[str]],
     save(figure, svg)
 
 
+@stage.command("translated")
+@click.option("--settings", type=Json(), required=True, help="the figure's settings")
+@click.option("--manifests", type=Json(), required=True, help="tables of results by method")
+@click.option("--source", default="", help="dataset and scale in words")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--png", type=PATH, required=True)
+@click.option("--svg", type=PATH, required=True)
+def translated_stage(settings: dict[str, Any], manifests: dict[str, list[str]], png: Path, svg: Path, **given: Any) -> None:
+    """Draw translated images of one case beside the true one, a row a method."""
+    from pipeline.cases import read_cases
+    from pipeline.figures.style import save
+    from pipeline.figures.translated import translated_figure
+    from pipeline.registration import read_manifests
+    from pipeline.scoring import read_scores
+    from pipeline.translation_figures import TranslatedSettings
+
+    tables = {method: read_manifests(map(Path, files)) for method, files in manifests.items()}
+    figure = translated_figure(
+        TranslatedSettings(**settings), read_cases(given["cases"]), read_scores(given["scores"]), tables, source=given["source"]
+    )
+    save(figure, png)
+    save(figure, svg)
+
+
+@stage.command("parts")
+@click.option("--settings", type=Json(), required=True, help="the figure's settings")
+@click.option("--method", type=Json(), required=True, help="settings of its method, `use` among them")
+@click.option("--measures", type=Json(), required=True, help="measures of the study: the first that has scores chooses the case")
+@click.option("--source", default="", help="dataset and scale in words")
+@click.option("--cases", type=EXISTING, required=True)
+@click.option("--scores", type=EXISTING, required=True)
+@click.option("--weights", type=EXISTING, required=True, help="trained weights of the method")
+@click.option("--threads", type=int, default=1)
+@click.option("--png", type=PATH, required=True)
+@click.option("--svg", type=PATH, required=True)
+def parts_stage(settings: dict[str, Any], method: dict[str, Any], measures: list[str], png: Path, svg: Path, **given: Any) -> None:
+    """Draw the fields that the parts of a translation network find in one case."""
+    from pipeline.cases import read_cases
+    from pipeline.figures.style import save
+    from pipeline.learned.fitting import reproducible
+    from pipeline.methods import create_method
+    from pipeline.scoring import read_scores
+    from pipeline.translation_figures import PartsSettings, parts_figure
+
+    network = create_method(method["use"], {**method, **with_weights((given["weights"],))})
+    cases, scores = read_cases(given["cases"]), read_scores(given["scores"])
+    with reproducible(given["threads"]):
+        figure = parts_figure(PartsSettings(**settings), network, cases, scores, measures=measures, source=given["source"])
+    save(figure, png)
+    save(figure, svg)
+
+
 @stage.command("clinical")
 @click.option("--settings", type=Json(), required=True, help="the read-outs' settings")
 @of_study

@@ -14,6 +14,7 @@ import pandas as pd
 from pipeline.cases import Case
 from pipeline.clinical import label_volumes_ml
 from pipeline.errors import ConcordError
+from pipeline.measures_counterpart import counterpart_mse_percent, translation_quality
 from pipeline.volumes import Volume, read_volume
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Scored:
     def __init__(self, case: Case, transform_file: Path) -> None:
         from pipeline.transform_files import read_transform
 
-        self.case, self.transform = case, read_transform(transform_file)
+        self.case, self.transform, self._folder = case, read_transform(transform_file), transform_file.parent
 
     @cached_property
     def fixed(self) -> Volume:
@@ -68,6 +69,14 @@ class Scored:
         from pipeline.resampling import warp_by_field
 
         return warp_by_field(read_volume(self.case.moving), self.displacement_mm, self.fixed.geometry)
+
+    @cached_property
+    def translated(self) -> Volume | None:
+        """The moving image as the method translated it into the fixed modality, where it handed one over."""
+        from pipeline.registration import image_name
+
+        path = self._folder / image_name(self.case.case, "translated")
+        return read_volume(path) if path.exists() else None
 
     @cached_property
     def fixed_labels(self) -> Volume:
@@ -224,6 +233,9 @@ MEASURES: dict[str, Measure] = {
     "ssim": Measure("", "higher", _quality("ssim")),
     "psnr_db": Measure("dB", "higher", _quality("psnr_db")),
     "mse": Measure("", "lower", _quality("mse")),
+    "counterpart_mse_percent": Measure("%", "lower", counterpart_mse_percent, ("moving_counterpart",)),
+    "translation_psnr_db": Measure("dB", "higher", translation_quality("psnr_db"), ("moving_counterpart",)),
+    "translation_ssim": Measure("", "higher", translation_quality("ssim"), ("moving_counterpart",)),
     "seconds": Measure("s", "lower", None),
     "iteration_ms": Measure("ms", "lower", None),
     "peak_memory_mib": Measure("MiB", "lower", None),

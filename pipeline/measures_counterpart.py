@@ -1,7 +1,8 @@
-"""What registration of two modalities is worth within one: the moving subject's other image, warped as the moving one, against the fixed image."""
+"""Measures by the moving subject's other image, its image in the fixed modality: of a registration within one modality, and of translations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,14 +23,41 @@ def counterpart_mse_percent(scored: Scored) -> float:
     """
     from pipeline.resampling import warp_by_field
 
+    warped = warp_by_field(unit_counterpart(scored), scored.displacement_mm, scored.fixed.geometry)
+    return 100 * float(np.mean((_unit(scored.fixed).array - warped.array) ** 2))
+
+
+def translation_quality(name: str) -> Callable[[Scored], float | dict[int, float]]:
+    """PSNR ("psnr_db") or SSIM ("ssim") of the translated moving image that the method handed over, against the counterpart.
+
+    Dai et al., 3.3 and Table 3. The counterpart is scaled to [0, 1] by its own minimum and maximum, the range is 1; the translated image is in
+    the units of the fixed one, scaled likewise, and taken as it is. A method that hands over none has no number. Raises `ConcordError` as
+    `counterpart_mse_percent` does.
+    """
+
+    def compute(scored: Scored) -> float | dict[int, float]:
+        from metrics.accuracy import quality
+        from pipeline.resampling import resample
+
+        if scored.translated is None:
+            return {}
+        true = unit_counterpart(scored)
+        if not true.geometry.matches(scored.translated.geometry):
+            true = resample(true, scored.translated.geometry)
+        return float(getattr(quality, name)(true.array.astype(float), scored.translated.array.astype(float), data_range=1.0))
+
+    return compute
+
+
+def unit_counterpart(scored: Scored) -> Volume:
+    """The moving subject's image in the fixed modality, scaled to [0, 1]. Raises `ConcordError` as `counterpart_mse_percent` does."""
     path = scored.case.moving_counterpart
     if path is None:
         raise ConcordError(f"case {scored.case.case}: no moving_counterpart; this measure needs the moving subject's image in the fixed modality")
     counterpart, moving = read_volume(path), read_volume(scored.case.moving)
     if not counterpart.geometry.matches(moving.geometry):
         raise ConcordError(f"{path}: size {counterpart.geometry.size} is not on the grid of {moving.name} {moving.geometry.size}; resample it")
-    warped = warp_by_field(_unit(counterpart), scored.displacement_mm, scored.fixed.geometry)
-    return 100 * float(np.mean((_unit(scored.fixed).array - warped.array) ** 2))
+    return _unit(counterpart)
 
 
 def _unit(volume: Volume) -> Volume:

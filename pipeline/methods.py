@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "attention-reg": ("pipeline.learned.rigid_method:RigidNetwork", {}),
     "resatt": ("pipeline.learned.field_method:FieldNetwork", {}),
     "translation": ("pipeline.learned.translation_method:TranslationNetwork", {}),
+    "cyclegan": ("pipeline.learned.cyclegan_method:CycleGan", {}),
     "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""

@@ -22,7 +22,7 @@ from pipeline.errors import ConcordError
 from pipeline.files import write_text
 from pipeline.volumes import Geometry, Volume
 
-IMAGES = ("fixed", "moving")
+IMAGES = ("fixed", "moving", "moving_counterpart")
 LABEL_MAPS = ("fixed_labels", "moving_labels", "fixed_mask", "moving_mask")
 LEVELS = ("base", "mid", "apex")
 

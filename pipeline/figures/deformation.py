@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError, choices
-from pipeline.figures.pictures import deformed_grid, mark_folds, show_plane
+from pipeline.figures.pictures import LEGEND_IN, contour_legend, deformed_grid, mark_folds, outlined, show_plane
 from pipeline.figures.sheet import Panel, colour_bar, sheet
 from pipeline.figures.slices import Plane, view_of, window
 from pipeline.figures.style import styled
@@ -31,12 +31,16 @@ MARGIN = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Deformation:
-    """A row: fixed, moving and warped image on one grid, the displacement `([z,] y, x, d)` in mm, folded voxels `([z,] y, x)` as bool."""
+    """A row: fixed, moving and warped image on one grid, the displacement `([z,] y, x, d)` in mm, folded voxels `([z,] y, x)` as bool.
+
+    `labels` are the fixed label map and the warped one, `([z,] y, x)`, where structures are shown.
+    """
 
     name: str
     images: tuple[Volume, Volume, Volume]
     displacement_mm: np.ndarray
     folded: np.ndarray
+    labels: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def deformation_figure(
@@ -58,10 +62,10 @@ def deformation_figure(
     tested = {case.case: case for case in cases if case.split == "test"}
     if name not in tested:
         raise ConcordError(f"deformations: no test case {name!r}{choices(name, tested)}")
-    rows = [Scored(tested[name], _transform(manifests[method], name, method)) for method in settings.methods]
+    rows = [Scored(tested[name], transform_of(manifests[method], name, method)) for method in settings.methods]
     told = [_numbers(method, row, _value(scores, method, name, measure)) for method, row in zip(settings.methods, rows, strict=True)]
     header = [settings.title, ", ".join(part for part in (f"case {name}", source) if part), *told]
-    shown = [_shown(method, row) for method, row in zip(settings.methods, rows, strict=True)]
+    shown = [_shown(method, row, settings) for method, row in zip(settings.methods, rows, strict=True)]
     return draw_deformations(shown, header=header)
 
 
@@ -79,7 +83,7 @@ def middle_case(scores: pd.DataFrame, methods: Sequence[str], measure: str) -> s
 def draw_deformations(rows: Sequence[Deformation], *, header: Sequence[str]) -> Figure:
     """A row a method, all on one grid: fixed, moving, warped, length of the displacement in mm (one scale for all), deformed grid.
 
-    3-D is shown by its middle axial slice, the displacement by its whole length, and the grid within the slice. Folds are red.
+    Where the rows have labels, those of the fixed image and the warped ones are outlined on the fixed image. 3-D is shown by its middle axial slice, the displacement by its whole length, and the grid within the slice. Folds are red.
     """
     whole, named = view_of(rows[0].images[0].geometry), {row.name: row for row in rows}
     view = replace(whole, planes=tuple(replace(whole.planes[0], name=name) for name in named))
@@ -101,6 +105,10 @@ def draw_deformations(rows: Sequence[Deformation], *, header: Sequence[str]) -> 
         moved_mm = view.in_plane_mm(row.displacement_mm @ view.geometry.physical_to_index.T, plane)
         deformed_grid(axis, plane, moved_mm, view.slice_of(row.folded, plane))
 
+    def structures(axis: Axes, plane: Plane) -> None:
+        labels = [view.slice_of(array, plane) for array in named[plane.name].labels]
+        outlined(axis, plane, labels, background=image(0))
+
     panels: list[Panel] = [
         ("fixed (reference)", image(0)),
         ("moving", image(1)),
@@ -108,13 +116,19 @@ def draw_deformations(rows: Sequence[Deformation], *, header: Sequence[str]) -> 
         ("displacement", length),
         ("deformed grid", grid),
     ]
+    known = all(row.labels is not None for row in rows)
+    if known:
+        panels.insert(3, ("structures", structures))
     lines = [(line, "black", "bold" if number == 0 else "normal") for number, line in enumerate(header)]
-    figure = sheet(view, panels, header=lines, right_in=1.0)
+    figure = sheet(view, panels, header=lines, right_in=1.0, foot_in=LEGEND_IN * known)
     colour_bar(figure, bars[0], "length of the displacement (mm)")
+    if known:
+        contour_legend(figure)
     return figure
 
 
-def _transform(manifest: pd.DataFrame, name: str, method: str) -> Any:
+def transform_of(manifest: pd.DataFrame, name: str, method: str) -> Any:
+    """The file of the transform that a method found of a case. Raises `ConcordError` where it has none."""
     done = manifest[(manifest["case"] == name) & (manifest["status"] == "done")]
     if done.empty:
         raise ConcordError(f"deformations: {method} has not registered case {name!r}; choose a case that it has")
@@ -140,18 +154,28 @@ def _numbers(method: str, row: Scored, value: str) -> str:
     return f"{method}: {value}displacement up to {length.max():.1f} mm, mean {length.mean():.1f} mm; {folds}"
 
 
-def _shown(method: str, row: Scored) -> Deformation:
+def _shown(method: str, row: Scored, settings: DeformationSettings) -> Deformation:
     """The part of a case that is shown: the surroundings of its labels, or all of it where there are none."""
     from metrics.accuracy.folding import jacobian_determinant
     from pipeline.region import region_mask
-    from pipeline.resampling import resample
-    from pipeline.volumes import read_volume
+    from pipeline.resampling import resample, warp_by_field
 
-    grid = row.fixed.geometry
+    grid, moving = row.fixed.geometry, _moving(row.case, settings)
+    known = row.case.fixed_labels is not None and row.fixed_labels.array.any()
     lower, upper = np.zeros(grid.dimension, int), np.asarray(grid.size)
-    if row.case.fixed_labels is not None and row.fixed_labels.array.any():
+    if known:
         lower, upper = box_of(region_mask(row.fixed_labels, MARGIN).array != 0)
     part = tuple(slice(low, up) for low, up in zip(lower[::-1], upper[::-1], strict=True))
-    images = (row.fixed, resample(read_volume(row.case.moving), grid), row.warped)
+    images = (row.fixed, resample(moving, grid), warp_by_field(moving, row.displacement_mm, grid))
     folded = jacobian_determinant(row.displacement_vx) <= 0
-    return Deformation(method, tuple(image.cropped(lower, upper) for image in images), row.displacement_mm[part], folded[part])
+    labels = (row.fixed_labels.array[part], row.warped_labels[part]) if known and settings.structures else None
+    return Deformation(method, tuple(image.cropped(lower, upper) for image in images), row.displacement_mm[part], folded[part], labels)
+
+
+def _moving(case: Case, settings: DeformationSettings) -> Volume:
+    """The image that is warped: the one that was registered, or the same subject's in the fixed modality."""
+    from pipeline.volumes import read_volume
+
+    if settings.image == "counterpart" and case.moving_counterpart is None:
+        raise ConcordError(f"deformations: case {case.case} has no moving_counterpart; choose image: moving")
+    return read_volume(case.moving_counterpart if settings.image == "counterpart" else case.moving)

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = [
     "before_after",
     "checkerboard",
+    "contour_legend",
     "deformed_grid",
     "displacement_picture",
     "mark_folds",
+    "outlined",
     "qc_picture",
     "quality_summary",
     "show_plane",
@@ -39,6 +41,8 @@ VERDICTS = {"pass": ("#00704f", "PASS"), "warn": ("#b06f00", "WARN: look at it")
 FOLD_COLOUR = "#ff2a2a"
 TILES = 8
 """Squares of a checkerboard along the shorter side of a slice (ours)."""
+LEGEND_IN = 0.36
+"""Inches below the panels that the legend of contours needs."""
 GRID_LINES = 28
 """Lines of a deformed grid along the longer side of a slice (ours)."""
 
@@ -129,10 +133,11 @@ def _before_after_sheet(volumes: tuple[Volume, Volume, Volume], labels: tuple[Vo
         ("checkerboard after", board(2)),
     ]
     if fixed_labels is not None:
-        panels += [("labels on warped", lambda axis, plane: _contours(axis, plane, view, grey(2), labels))]
-    figure = sheet(view, panels, header=header, foot_in=0.0 if fixed_labels is None else 0.36)
+        given = [volume.array for volume in labels if volume is not None]
+        panels += [("labels on warped", lambda axis, plane: outlined(axis, plane, [view.slice_of(a, plane) for a in given], background=grey(2)))]
+    figure = sheet(view, panels, header=header, foot_in=0.0 if fixed_labels is None else LEGEND_IN)
     if fixed_labels is not None:
-        _contour_legend(figure, warped_labels is not None)
+        contour_legend(figure, both=warped_labels is not None)
     return figure
 
 
@@ -157,11 +162,11 @@ def _board(view: View, plane: Plane, volumes: Sequence[Volume], windows: Sequenc
     return checkerboard(scaled[0], scaled[1], [max(1, round(edge_mm / spacing)) for spacing in plane.spacing_mm])
 
 
-def _contours(axis: Axes, plane: Plane, view: View, background: Callable[[Axes, Plane], Any], labels: Sequence[Volume | None]) -> None:
+def outlined(axis: Axes, plane: Plane, labels: Sequence[np.ndarray], *, background: Callable[[Axes, Plane], Any]) -> None:
+    """The background, and over it the borders of one or two label maps, `(rows, columns)` each: the fixed one, then the warped one."""
     background(axis, plane)
-    for volume, colour, style in zip(labels, (FIXED_COLOUR, WARPED_COLOUR), ("solid", (0, (3, 1.5))), strict=True):
-        if volume is not None:
-            _outline(axis, plane, view.slice_of(volume.array, plane), colour=colour, linestyle=style)
+    for samples, colour, style in zip(labels, (FIXED_COLOUR, WARPED_COLOUR), ("solid", (0, (3, 1.5))), strict=False):
+        _outline(axis, plane, samples, colour=colour, linestyle=style)
 
 
 def _outline(axis: Axes, plane: Plane, labels: np.ndarray, *, colour: str, linestyle: Any) -> None:
@@ -172,7 +177,8 @@ def _outline(axis: Axes, plane: Plane, labels: np.ndarray, *, colour: str, lines
             axis.contour(columns, rows, labels == label, levels=[0.5], colors=colour, linewidths=1.0, linestyles=[linestyle])
 
 
-def _contour_legend(figure: Figure, both: bool) -> None:
+def contour_legend(figure: Figure, *, both: bool = True) -> None:
+    """What the contours are, at the foot of the figure."""
     from matplotlib.lines import Line2D
 
     entries = [("fixed labels", FIXED_COLOUR, "solid"), ("warped labels", WARPED_COLOUR, (0, (3, 1.5)))][: 2 if both else 1]

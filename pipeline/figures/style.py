@@ -57,8 +57,10 @@ PALETTE = (
     "#661100",
     "#88CCEE",
     "#44AA99",
+    "#CC6677",
+    "#77AADD",
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "H")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "H", "8", ".")
 PLACES = (
     "mi",
     "mind",
@@ -74,6 +76,8 @@ PLACES = (
     "loop",
     "attention-reg",
     "resatt",
+    "translation",
+    "cyclegan",
 )
 """Methods whose place in the palette is fixed; others take the next one in the order of the study's methods."""
 

@@ -23,7 +23,7 @@ from pipeline.learned.field_cases import FieldCase, divided, named, read_field_c
 from pipeline.learned.fitting import choose_device, kept, made_of, moments, reproducible, restore_moments, untimed
 from pipeline.learned.image_pool import ImagePool
 from pipeline.learned.translation import modalities_of
-from pipeline.learned.weights import load_into, load_weights
+from pipeline.learned.weights import load_network
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -226,22 +226,12 @@ def fit_to_cases(settings: CycleGanFit, cases: Path, *, run: Run, out: Path) -> 
 def load_cyclegan(weights: Path | str) -> tuple[nn.ModuleDict, dict[str, Any]]:
     """Generators "to_fixed" and "to_moving", for evaluation only, and the card.
 
-    Raises `ConcordError` for files that are missing or changed (see `load_weights`), and weights of another architecture.
+    Raises `ConcordError` for files that are missing or changed (see `load_network`), and weights of another architecture.
     """
-    state, card = load_weights(weights)
-    if (architecture := card.get("architecture")) != ARCHITECTURE:
-        raise ConcordError(
-            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a cyclegan fit wrote"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            made = {name: ResidualGenerator(blocks=card["blocks"], width=card["width"]) for name in ("to_fixed", "to_moving")}
-    except (KeyError, ValueError, TypeError) as error:
-        told = " ".join(str(error).split())
-        raise ConcordError(f"{weights}: its card describes no network ({told}); expected the card that the fit wrote: copy it again") from error
-    generators = nn.ModuleDict(made)
-    load_into(generators, state, weights)
-    return generators.eval().requires_grad_(False), card
+    names = ("to_fixed", "to_moving")
+    return load_network(
+        weights, ARCHITECTURE, lambda card, _: nn.ModuleDict({name: ResidualGenerator(blocks=card["blocks"], width=card["width"]) for name in names})
+    )
 
 
 def translate(weights: Path | str, images: np.ndarray, *, to: Literal["fixed", "moving"] = "fixed", device: str = "auto") -> np.ndarray:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
@@ -22,7 +21,7 @@ from pipeline.learned.field_batches import Augmentation
 from pipeline.learned.field_cases import FieldCase, divided, named, read_field_cases
 from pipeline.learned.field_training import FieldTraining
 from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
-from pipeline.learned.weights import load_into, load_weights
+from pipeline.learned.weights import load_network
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -129,18 +128,6 @@ def fit_to_cases(settings: FieldFit, cases: Path, *, run: Run, out: Path) -> dic
 def load_field(weights: Path | str) -> tuple[nn.Module, dict[str, Any]]:
     """The fitted network, for evaluation only, and its card.
 
-    Raises `ConcordError` for files that are missing or changed (see `load_weights`), and weights of another architecture.
+    Raises `ConcordError` for files that are missing or changed (see `load_network`), and weights of another architecture.
     """
-    state, card = load_weights(weights)
-    if (architecture := card.get("architecture")) != ARCHITECTURE:
-        raise ConcordError(
-            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a field-network fit wrote"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            network = FieldFit(**{name: card[name] for name in _SHAPE}).network_of()
-    except (KeyError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ConcordError(f"{weights}: its card describes no network ({told}); expected the card that the fit wrote: copy it again") from error
-    load_into(network, state, weights)
-    return network.eval().requires_grad_(False), card
+    return load_network(weights, ARCHITECTURE, lambda card, _: FieldFit(**{name: card[name] for name in _SHAPE}).network_of())

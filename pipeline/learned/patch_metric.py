@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from pipeline.learned.fitting import (
     untimed,
 )
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
-from pipeline.learned.weights import beside, load_checkpoint, load_into, load_weights, save_checkpoint
+from pipeline.learned.weights import beside, load_checkpoint, load_network, save_checkpoint
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -138,21 +139,17 @@ def fit_to_cases(settings: PatchMetricFit, cases: Path, *, run: Run, out: Path) 
 def load_patch_metric(weights: Path | str) -> tuple[PatchCnn, dict[str, Any]]:
     """The fitted network, for evaluation only, and its card.
 
-    Raises `ConcordError` for files that are missing or changed (see `load_weights`), and weights of another network.
+    Raises `ConcordError` for files that are missing or changed (see `load_network`), and weights of another network.
     """
-    state, card = load_weights(weights)
-    if (architecture := card.get("architecture")) != ARCHITECTURE:
-        raise ConcordError(
-            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a patch metric fit wrote"
-        )
+    return load_network(weights, ARCHITECTURE, partial(_built, weights))
+
+
+def _built(weights: Path | str, card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> PatchCnn:
     if (configuration := card.get("configuration")) not in CONFIGURATIONS:
         raise ConcordError(f"{weights}: no configuration {configuration!r}{choices(configuration, CONFIGURATIONS)}")
     if (dimension := card.get("dimension")) not in (2, 3):
         raise ConcordError(f"{weights}: dimension {dimension!r} in its card; expected 2 or 3: fit again")
-    with torch.random.fork_rng(devices=[]):
-        network = PatchCnn(configuration, dimension)
-    load_into(network, state, weights)
-    return network.eval().requires_grad_(False), card
+    return PatchCnn(configuration, dimension)
 
 
 def normalised(array: np.ndarray, card: Mapping[str, Any], channel: str, mask: np.ndarray | None = None) -> np.ndarray:

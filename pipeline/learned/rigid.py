@@ -7,8 +7,8 @@ same weights, bit for bit on a CPU. On a GPU the gradients of pooling and attent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from pipeline.learned.rigid_batches import Perturbation
 from pipeline.learned.rigid_cases import Centre, Input, Preparation, RigidCase, read_rigid_cases
 from pipeline.learned.rigid_pretraining import Pretraining
 from pipeline.learned.rigid_training import RigidTraining
-from pipeline.learned.weights import load_into, load_weights
+from pipeline.learned.weights import load_network
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -149,23 +149,17 @@ def fit_to_cases(settings: RigidFit, cases: Path, *, run: Run, out: Path) -> dic
 def load_rigid(weights: Path | str) -> tuple[nn.Module, Preparation, dict[str, Any]]:
     """The fitted network, for evaluation only, how its input is made, and its card.
 
-    Raises `ConcordError` for files that are missing or changed (see `load_weights`), and weights of another architecture or size.
+    Raises `ConcordError` for files that are missing or changed (see `load_network`), and weights of another architecture or size.
     """
-    state, card = load_weights(weights)
-    if (architecture := card.get("architecture")) != ARCHITECTURE:
-        raise ConcordError(
-            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a rigid-network fit wrote"
-        )
+    network, card = load_network(weights, ARCHITECTURE, partial(_built, weights))
+    return network, _prepared(card), card
+
+
+def _built(weights: Path | str, card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> nn.Module:
     if (name := card.get("network")) not in NETWORKS:
         raise ConcordError(f"{weights}: no network {name!r}{choices(name, NETWORKS)}")
-    try:
-        how = Preparation(**{key: card[key] for key in ("input", "enlarge", "centre", "cut")}, size=tuple(int(n) for n in card["size"]))
-        with torch.random.fork_rng(devices=[]):
-            network = build(name, how.grid)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConcordError(f"{weights}: its card does not fit {name} ({error}); expected the card that the fit wrote: copy it again") from error
-    try:
-        load_into(network, state, weights)
-    except ConcordError as error:
-        raise ConcordError(f"{error} (its card says {name} of size {'x'.join(map(str, how.size))})") from error
-    return network.eval().requires_grad_(False), how, card
+    return build(name, _prepared(card).grid)
+
+
+def _prepared(card: Mapping[str, Any]) -> Preparation:
+    return Preparation(**{key: card[key] for key in ("input", "enlarge", "centre", "cut")}, size=tuple(int(n) for n in card["size"]))

@@ -7,8 +7,8 @@ same weights, bit for bit on a CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from pipeline.learned.field_cases import FieldCase, divided, named, read_field_c
 from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
 from pipeline.learned.translation_losses import LossWeights, SimilarityName
 from pipeline.learned.translation_training import STAGES, TranslationTraining
-from pipeline.learned.weights import load_into, load_weights
+from pipeline.learned.weights import load_network
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -176,22 +176,15 @@ def check_sizes(cases: Sequence[FieldCase]) -> None:
 def load_translation(weights: Path | str) -> tuple[HierarchicalTranslation, dict[str, Any]]:
     """The fitted network, for evaluation only, and its card.
 
-    Raises `ConcordError` for files that are missing or changed (see `load_weights`), weights of another architecture, and a stage whose
+    Raises `ConcordError` for files that are missing or changed (see `load_network`), weights of another architecture, and a stage whose
     weights are missing.
     """
-    state, card = load_weights(weights)
-    if (architecture := card.get("architecture")) != ARCHITECTURE:
-        raise ConcordError(
-            f"{weights}: weights of architecture {architecture!r}; expected {ARCHITECTURE!r}: choose weights that a translation fit wrote"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # how long each stage was does not matter here, and `bidirectional` only to the loss
-            network = TranslationFit(**{name: card[name] for name in _SHAPE}, bidirectional=False).network_of(card["dimension"])
-    except (KeyError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ConcordError(f"{weights}: its card describes no network ({told}); expected the card that the fit wrote: copy it again") from error
+    return load_network(weights, ARCHITECTURE, partial(_built, weights))
+
+
+def _built(weights: Path | str, card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> HierarchicalTranslation:
+    # how long each stage was does not matter here, and `bidirectional` only to the loss
+    network = TranslationFit(**{name: card[name] for name in _SHAPE}, bidirectional=False).network_of(card["dimension"])
     if missing := [part for part in network.parts if not any(name.startswith(f"{part}.") for name in state)]:
         raise ConcordError(f"{weights}: no weights of stage {', '.join(missing)}; expected those of {', '.join(network.parts)}: fit it again")
-    load_into(network, state, weights)
-    return network.eval().requires_grad_(False), card
+    return network

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,7 @@ from pipeline.files import whole_file, write_json
 
 log = logging.getLogger(__name__)
 SUFFIX = ".safetensors"
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def weights_file(path: Path | str) -> Path:
@@ -70,6 +71,30 @@ def load_weights(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, A
         return load_file(target), card
     except SafetensorError as error:
         raise ConcordError(f"{target}: no safetensors file ({error}); copy it again or fit again") from error
+
+
+def load_network(
+    path: Path | str, architecture: str, build: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], Network]
+) -> tuple[Network, dict[str, Any]]:
+    """A fitted network, for evaluation only, and its card; `build(card, tensors)` makes it, and its fresh weights are replaced.
+
+    Raises `ConcordError` as `load_weights` and `load_into`, for weights of another architecture, and a card from which nothing can be built.
+    """
+    state, card = load_weights(path)
+    if (found := card.get("architecture")) != architecture:
+        raise ConcordError(f"{path}: weights of architecture {found!r}; expected {architecture!r}: choose weights that a {architecture} fit wrote")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = build(card, state)
+    except (KeyError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConcordError(f"{path}: its card describes no network ({told}); expected the card that the fit wrote: copy it again") from error
+    try:
+        load_into(network, state, path)
+    except ConcordError as error:
+        said = ", ".join(f"{name} {card[name]}" for name in ("network", "configuration", "dimension", "size") if name in card)
+        raise ConcordError(f"{error} (its card says {said})") from error
+    return network.eval().requires_grad_(False), card
 
 
 def load_into(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path | str) -> None:

@@ -96,7 +96,10 @@ class OptimiserLoop(Method):
         "auto", description="first move box centres or centres of mass onto each other; auto: only where boxes hardly overlap"
     )
     bins: int | None = Field(
-        None, ge=6, le=512, description="mi, nmi, parzen-mi: histogram bins; default 75 (paper) or 48 (parzen-mi), fewer for few voxels: 1.3 n^(1/3) (ours)"
+        None,
+        ge=6,
+        le=512,
+        description="mi, nmi, parzen-mi: histogram bins; default 75 (paper) or 48 (parzen-mi), fewer for few voxels: 1.3 n^(1/3) (ours)",
     )
     radius_vx: int | None = Field(None, ge=0, le=16, description="lncc (default 4), mind-ssc (default 2): windows have an edge of 2 radius + 1")
     dilation_vx: int = Field(2, ge=1, le=8, description="mind-ssc: distance of the neighbours")

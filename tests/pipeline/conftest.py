@@ -18,14 +18,16 @@ GRID = Geometry.regular((30, 24, 16), (1.0, 2.0, 3.0))
 
 @pytest.fixture
 def boxes_case(tmp_path) -> Case:
-    """Two boxes, and the moving volume three voxels further along x; landmarks and the true transform with it."""
+    """Two boxes, and the moving volume three voxels further along x; landmarks, counterpart, a translation and the true transform with it."""
     labels = np.zeros(GRID.shape, np.uint8)
     labels[4:12, 6:16, 8:16], labels[4:12, 6:16, 16:20] = 1, 2
     image = blob_volume(GRID)
     files = {"fixed": image, "moving": image.with_array(np.roll(image.array, 3, axis=2))}
     files |= {"fixed_labels": image.with_array(labels), "moving_labels": image.with_array(np.roll(labels, 3, axis=2))}
+    files |= {"moving_counterpart": files["moving"].with_array(2 * files["moving"].array)}
     for name, volume in files.items():
         write_volume(volume, tmp_path / f"{name}.mha")
+    write_volume(image.with_array(np.roll(image.array, 2, axis=2) - image.array.min()), tmp_path / "a-translated.mha")
     pd.DataFrame([[0.0, 0, 0], [5, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "fixed.csv", index=False)
     pd.DataFrame([[3.0, 0, 0], [8, 6, 7]], columns=list("xyz")).to_csv(tmp_path / "moving.csv", index=False)
     write_stl(np.array([[[0.0, 0, 0], [9, 0, 0], [0, 9, 0]], [[0, 0, 0], [9, 0, 0], [0, 0, 9]]]), tmp_path / "surface.stl")

@@ -1,4 +1,4 @@
-"""The error that a registration of two modalities leaves within one."""
+"""The error that a registration of two modalities leaves within one, and what a translation is worth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
-from pipeline.measures import Scored
+from pipeline.measures import MEASURES, Scored, measure_rows
 from pipeline.measures_counterpart import counterpart_mse_percent
+from pipeline.registration import image_name
 from pipeline.transform_files import write_transform
 from pipeline.transforms import Linear
 from pipeline.volumes import Geometry, Volume, write_volume
@@ -18,8 +19,17 @@ from pipeline.volumes import Geometry, Volume, write_volume
 GRID = Geometry.regular((6, 5), 2.0)
 
 
-def scored(folder: Path, fixed: np.ndarray, counterpart: np.ndarray, *, shift_mm: tuple[float, float] = (0, 0), geometry: Geometry = GRID) -> Scored:
-    for name, array, grid in (("fixed", fixed, GRID), ("moving", np.arange(30.0).reshape(5, 6), GRID), ("counterpart", counterpart, geometry)):
+def scored(
+    folder: Path,
+    fixed: np.ndarray,
+    counterpart: np.ndarray,
+    *,
+    shift_mm: tuple[float, float] = (0, 0),
+    geometry: Geometry = GRID,
+    moving_size: tuple[int, int] | None = None,
+) -> Scored:
+    moving = (np.arange(30.0).reshape(5, 6), GRID) if moving_size is None else (np.zeros(moving_size), geometry)
+    for name, array, grid in (("fixed", fixed, GRID), ("moving", *moving), ("counterpart", counterpart, geometry)):
         write_volume(Volume(array.astype(np.float32), grid), folder / f"{name}.mha")
     write_transform(Linear(np.eye(2), np.array(shift_mm, dtype=float), "translation"), folder / "found.tfm")
     case = Case(case="a", subject="a", fixed=folder / "fixed.mha", moving=folder / "moving.mha", moving_counterpart=folder / "counterpart.mha")
@@ -52,3 +62,33 @@ def test_what_the_measure_cannot_do_without_is_told(tmp_path):
     without.case = without.case.model_copy(update={"moving_counterpart": None})
     with pytest.raises(ConcordError, match="case a: no moving_counterpart"):
         counterpart_mse_percent(without)
+
+
+def test_a_translation_is_compared_with_the_counterpart_as_it_is(tmp_path):
+    counterpart = np.random.default_rng(0).uniform(size=(12, 13))
+    counterpart[0, 0], counterpart[0, 1] = 0.0, 1.0
+    grid = Geometry.regular((13, 12), 2.0)
+    given = scored(tmp_path, np.arange(30.0).reshape(5, 6), counterpart, geometry=grid, moving_size=(12, 13))
+    for name in ("translation_psnr_db", "translation_ssim"):
+        assert list(measure_rows(name, given)) == []  # nothing handed over: no number
+    shifted = scored(tmp_path, np.arange(30.0).reshape(5, 6), 5 * counterpart - 2, geometry=grid, moving_size=(12, 13))
+    write_volume(Volume((counterpart + 0.1).astype(np.float32), grid), tmp_path / image_name("a", "translated"))
+    [(_, _, psnr_db, unit)] = measure_rows("translation_psnr_db", shifted)
+    assert psnr_db == pytest.approx(20, abs=1e-4) and unit == "dB"
+    [(_, _, ssim, _)] = measure_rows("translation_ssim", shifted)
+    assert 0.8 < ssim < 1
+
+
+def test_a_translation_on_another_grid_is_compared_there(tmp_path):
+    image = np.arange(169.0).reshape(13, 13) / 168
+    grid, finer = Geometry.regular((13, 13), 2.0), Geometry.regular((25, 25), 1.0)
+    given = scored(tmp_path, np.arange(30.0).reshape(5, 6), image, geometry=grid, moving_size=(13, 13))
+    places = np.linspace(0, 12, 25)  # the image is linear, so that it is known between its pixels
+    write_volume(Volume(((places + 13 * places[:, None]) / 168).astype(np.float32), finer), tmp_path / image_name("a", "translated"))
+    assert next(measure_rows("translation_psnr_db", given))[2] > 60
+
+
+def test_a_case_without_counterpart_lacks_it_by_name():
+    case = Case(case="a", subject="a", fixed=Path("f.mha"), moving=Path("m.mha"))
+    for name in ("counterpart_mse_percent", "translation_psnr_db", "translation_ssim"):
+        assert MEASURES[name].missing(case) == "no moving_counterpart: without this measure"

@@ -184,3 +184,12 @@ def test_a_region_is_the_enlarged_box_of_the_labels_and_changes_no_volume(tmp_pa
     assert (mask.min(0).tolist(), mask.max(0).tolist()) == ([0, 0, 0], [3, 6, 6])
     without = case.model_copy(update={"fixed_labels": None})
     assert "no fixed_labels" in prepare_cases([without], PrepareSettings(region=0.5), tmp_path / "out")[1][0].reason
+
+
+def test_the_moving_counterpart_is_prepared_as_an_image(tmp_path):
+    case = stack_case(tmp_path)
+    counterpart = tmp_path / "counterpart.mha"
+    moving = read_volume(case.moving)
+    write_volume(moving.with_array(100 + 50 * moving.array.astype(float)), counterpart)
+    (ready, *_), _ = prepare_cases([case.model_copy(update={"moving_counterpart": counterpart})], SLICES, tmp_path / "out")
+    np.testing.assert_allclose(read_volume(ready.moving_counterpart).array, read_volume(ready.moving).array, atol=1e-5)

@@ -257,3 +257,39 @@ def test_a_cross_validated_network_is_fitted_to_its_studys_prepared_cases_and_sh
     scores = pd.read_csv(results / "tiny" / "scores.csv")
     assert set(scores.query("method == 'net'")["subject"]) == set(pairs["subject"])
     assert rules_to_run(tmp_path) == set()
+
+
+def test_a_translation_network_is_fitted_and_its_images_and_fields_are_shown(project, tmp_path):
+    pairs = pd.read_csv(project / "data" / "pairs.csv").query("case != 'c4'")
+    # the counterpart of these pairs is the moving image itself
+    pairs.assign(moving_counterpart=pairs["moving"]).to_csv(project / "data" / "translated.csv", index=False)
+    study = {
+        "title": "Discs",
+        "dataset": "own",
+        "methods": ["net", "cycle"],
+        "measures": ["dice", "counterpart_mse_percent", "translation_psnr_db", "translation_ssim"],
+        "tables": {"translation": {"title": "Translation", "rows": ["net", "cycle"], "columns": ["translation_psnr_db", "translation_ssim"]}},
+        "deformations": {"warped": {"title": "One pair", "methods": ["net"], "structures": True, "image": "counterpart"}},
+        "translated": {"images": {"title": "Translations", "methods": ["net", "cycle"]}},
+        "parts": {"fields": {"title": "Fields", "method": "net"}},
+    }
+    content = {
+        "scale": "smoke",
+        "datasets": {"own": {"reader": "table", "file": str(project / "data" / "translated.csv")}},
+        "methods": {"net": {"use": "translation", "fit": "net"}, "cycle": {"use": "cyclegan", "fit": "cycle"}},
+        "fits": {
+            "net": {"learner": "translation", "dataset": "own", "iterations": 1, "validation_every": 1},
+            "cycle": {"learner": "cyclegan", "dataset": "own", "blocks": 1, "width": 4, "epochs": 1, "decay_epochs": 0},
+        },
+        "studies": {"tiny": study},
+    }
+    write_config(tmp_path, content)
+    shutil.copytree(ROOT / "workflow" / "profiles", tmp_path / "workflow" / "profiles")
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "smoke" / "tiny"
+    for shown in ("deformations/warped", "translated/images", "parts/fields"):
+        assert (results / f"{shown}.png").stat().st_size > 10_000, shown
+    scores = pd.read_csv(results / "scores.csv")
+    assert set(scores.query("metric == 'translation_psnr_db'")["method"]) == {"net", "cycle"}
+    assert rules_to_run(tmp_path) == set()

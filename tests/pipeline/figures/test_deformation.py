@@ -154,3 +154,20 @@ def test_a_case_that_is_not_there_or_failed_is_told(study):
         drawn(study, case="c5")
     with pytest.raises(ConcordError, match="shift has not registered case 'c2'"):
         drawn(study, case="c2")
+
+
+def test_structures_are_outlined_on_the_fixed_image_and_the_counterpart_is_warped_where_asked_for(study, tmp_path):
+    assert not any(axis.get_label().startswith("structures") for axis in drawn(study).axes)
+    grid, counter = Geometry.regular(SIZE, (1.5, 2.0)), tmp_path / "counterpart.mha"
+    write_volume(Volume(np.indices(SIZE[::-1])[1].astype(np.float32), grid), counter)
+    study["cases"] = [case.model_copy(update={"moving_counterpart": counter}) for case in study["cases"]]
+    figure = drawn(study, structures=True, image="counterpart")
+    shown, fixed = (panel(figure, f"{name} shift") for name in ("structures", "fixed (reference)"))
+    assert np.array_equal(np.asarray(shown.images[0].get_array()), np.asarray(fixed.images[0].get_array()))
+    assert len(shown.collections) == 4  # two structures of either image
+    moving, warped = (np.asarray(panel(figure, f"{what} shift").images[0].get_array()) for what in ("moving", "warped"))
+    assert np.ptp(moving, axis=0).max() == 0 and warped[:, :-2] == pytest.approx(moving[:, 2:], abs=1e-5)  # a ramp, two pixels further
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fixed labels", "warped labels"]
+    study["cases"] = [case.model_copy(update={"moving_counterpart": None}) for case in study["cases"]]
+    with pytest.raises(ConcordError, match="case c0 has no moving_counterpart; choose image: moving"):
+        drawn(study, image="counterpart")

@@ -71,7 +71,6 @@ def test_the_network_learns_in_three_dimensions_with_the_papers_rates(tmp_path):
     chosen = PatchMetricFit(configuration="tiny", steps=100, validation_every=50, validation_patches=256, device="cpu")
     card = fit_patch_metric(inverted_pairs(4), inverted_pairs(1, first=9), chosen, seed=0, threads=1, out=tmp_path / "net")
     assert card["scores"]["validation_accuracy"] > 0.8
-    assert float(rows_of(tmp_path / "net")[-1]["seconds"]) < 60
 
 
 def test_a_step_is_the_gradient_of_the_hinge_loss_with_torch7_momentum(tmp_path):

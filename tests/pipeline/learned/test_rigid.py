@@ -336,9 +336,9 @@ def test_weights_that_are_no_rigid_networks_are_told(tmp_path):
     for change, told in (
         ({"architecture": "patch-cnn"}, "architecture 'patch-cnn'; expected 'rigid-network'"),
         ({"network": "msrag"}, "did you mean 'msreg'"),
-        ({"size": [32, 32, 8]}, r"weights of another architecture: regress.* \(its card says feature-reg of size 32x32x8\)"),
-        ({"size": [2, 2, 2]}, "its card does not fit feature-reg"),
-        ({"size": None}, "its card does not fit feature-reg"),
+        ({"size": [32, 32, 8]}, r"weights of another architecture: regress.* \(its card says network feature-reg, size \[32, 32, 8\]\)"),
+        ({"size": [2, 2, 2]}, "its card describes no network"),
+        ({"size": None}, "its card describes no network"),
     ):
         save_weights(tmp_path / "other", state, card | change)
         with pytest.raises(ConcordError, match=told):

@@ -172,7 +172,7 @@ def test_networks_that_have_nothing_to_look_at_are_refused(written):
         load_sample(written / "dvnet.safetensors", pair, START)
     with pytest.raises(ConcordError, match="no mask; expected the organ's"):
         load_sample(written / "attention-reg.safetensors", replace(pair, fixed_mask=None), START)
-    with pytest.raises(ConcordError, match="enlarge 0.2; .*attention-reg.safetensors was fitted to regions enlarged by 0.3"):
+    with pytest.raises(ConcordError, match=r"enlarge 0\.2; .*attention-reg\.safetensors was fitted to regions enlarged by 0.3"):
         load_sample(written / "attention-reg.safetensors", pair, START, enlarge=0.2)
     plain = load_sample(written / "feature-reg.safetensors", pair, START, enlarge=0.3)
     assert set(grad_cam(plain)) == {"mr", "us"}

@@ -295,7 +295,7 @@ def test_weights_that_do_not_fit_are_told(fitted, tmp_path):
         _ = absent.files
     state, card = load_weights(fitted["image"])
     save_weights(tmp_path / "other", state, card | {"network": "dvnet", "size": [32, 32, 8]})
-    with pytest.raises(ConcordError, match=r"DvNet expects .*\(its card says dvnet of size 32x32x8\)"):
+    with pytest.raises(ConcordError, match=r"DvNet expects .*\(its card says network dvnet, size \[32, 32, 8\]\)"):
         RigidNetwork(weights=(tmp_path / "other.safetensors",)).register(PAIR, Run())
 
 
