@@ -16,10 +16,8 @@ from pipeline.volumes import Volume
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nets.translation import Translated
     from pipeline.figures.deformation import Deformation
     from pipeline.learned.translation_method import TranslationNetwork
-    from pipeline.methods import Pair
 
 ROWS = {"coarse": "coarse, φ₀", "fine": "fine, φ₁", "final": "final, φ₀ ∘ φ₁"}
 
@@ -75,27 +73,13 @@ def fields_of(method: TranslationNetwork, case: Case) -> dict[str, np.ndarray]:
     from pipeline.transform_files import read_transform
 
     pair = load_pair(case)
-    found = _found(method, pair)
+    found = method.parts(pair)
     if found.coarse is None or found.fine is None:
         raise ConcordError(f"parts: {method.weights} holds {', '.join(method.fitted[0].parts)}; expected a fit with a coarse and a fine part")
     grid = pair.fixed.geometry
     tensors = {"coarse": found.coarse.forward, "fine": found.fine, "final": found.displacement_vx}
     fields = {ROWS[part]: vx[0].movedim(0, -1).double().cpu().numpy() @ grid.index_to_physical.T for part, vx in tensors.items()}
     return fields | ({} if case.true_transform is None else {"true": read_transform(case.true_transform).displacement_mm(grid)})
-
-
-def _found(method: TranslationNetwork, pair: Pair) -> Translated:
-    """The network's answer to a pair, with its parts."""
-    import torch
-
-    from pipeline.learned.field_cases import scaled
-    from pipeline.resampling import resample
-
-    moving = pair.moving.with_array(scaled(pair.moving, whole=True))
-    seen = moving if moving.geometry.matches(pair.fixed.geometry) else resample(moving, pair.fixed.geometry)
-    with torch.no_grad():
-        images = torch.from_numpy(np.stack([scaled(pair.fixed, whole=True), seen.array])[None])
-        return method.fitted[0](images.to(method.chosen_device))
 
 
 def _row(name: str, displacement_mm: np.ndarray, case: Case) -> Deformation:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field as Setting
 
 from pipeline.errors import ConcordError
-from pipeline.methods import Method, Pair, Run
+from pipeline.learned.network_method import NetworkMethod, trace_network
+from pipeline.methods import Pair, Run
 from pipeline.transforms import Linear, Transform
 from pipeline.volumes import Volume
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class CycleGan(Method):
+class CycleGan(NetworkMethod):
     """Translation of the moving image by CycleGAN (Zhu et al., ICCV 2017), for tables beside methods that translate and register.
 
     The transform is the identity. `run.images` gains "translated", in [0, 1], on the moving grid. 2-D images of the modalities, and about the
@@ -25,18 +26,14 @@ class CycleGan(Method):
     """
 
     takes_masks: ClassVar[bool] = False
+    learner: ClassVar[str] = "cyclegan"
 
     weights: Path | None = Setting(None, description="trained weights (.safetensors) of a cyclegan fit")
-    device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
 
     @property
     def files(self) -> dict[str, Path]:
         """The trained weights."""
-        if self.weights is None:
-            return {}
-        if not self.weights.exists():
-            raise ConcordError(f"weights: {self.weights} is not there; expected a .safetensors file that a cyclegan fit wrote")
-        return {"weights": self.weights}
+        return {} if self.weights is None else {"weights": self.found([self.weights])[0]}
 
     def load(self) -> None:
         """torch, the networks with their weights, and a first run on zeros: what follows is warm."""
@@ -49,12 +46,11 @@ class CycleGan(Method):
     def fitted(self) -> tuple[nn.Module, dict[str, Any]]:
         """The generator of the fixed modality on the device, and the card; read once."""
         from pipeline.learned.cyclegan import load_cyclegan
-        from pipeline.learned.fitting import choose_device
 
         if self.weights is None:
-            raise ConcordError("weights: none given; expected the .safetensors file that a cyclegan fit writes: fit a network first")
+            raise self.missing()
         generators, card = load_cyclegan(self.weights)
-        return generators["to_fixed"].to(choose_device(self.device)), card
+        return generators["to_fixed"].to(self.chosen_device), card
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The identity. `run.trace` gains a row with `inference_ms`, warm after `load`.
@@ -65,7 +61,7 @@ class CycleGan(Method):
 
         from pipeline.learned.field_cases import scaled
         from pipeline.learned.fitting import reproducible
-        from pipeline.learned.laps import Laps, size_and_place
+        from pipeline.learned.laps import Laps
         from pipeline.learned.modalities import check_modalities
 
         generator, card = self.fitted
@@ -78,9 +74,7 @@ class CycleGan(Method):
             laps.mark("prepare_ms")
             translated = self._translated(image)
             laps.mark("network_ms")
-        if run.trace is not None:
-            row = {"stage": "network", "level": 0, "iteration": 0, **laps.parts, "inference_ms": laps.parts["network_ms"], "seconds": laps.seconds}
-            run.trace.append(row | size_and_place(generator, laps.device, run.threads))
+        trace_network(run, generator, laps)
         if run.images is not None:
             run.images["translated"] = Volume(translated.cpu().numpy(), pair.moving.geometry, "translated")
         return Linear.identity(2)

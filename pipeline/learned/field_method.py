@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field as Setting
 from pydantic import field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.methods import Method, Pair, Run, run_method
+from pipeline.learned.network_method import NetworkMethod, trace_network
+from pipeline.methods import Pair, Run, run_method
 from pipeline.optimise.method import OptimiserLoop
 from pipeline.resampling import resample, warp
 from pipeline.transforms import Field, Transform, compose
@@ -27,7 +28,7 @@ SLICES_AT_ONCE = 8
 """Slices of a stack that go through the network together (ours)."""
 
 
-class FieldNetwork(Method):
+class FieldNetwork(NetworkMethod):
     """ReSAtt U-Net and its peers (Parbs et al.): a dense field of 2-D images of one modality, predicted in one pass.
 
     With the weights of a cross-validation, one file a fold, a pair is registered by a network that was not fitted to its subject. The network
@@ -36,6 +37,7 @@ class FieldNetwork(Method):
     """
 
     takes_masks: ClassVar[bool] = False
+    learner: ClassVar[str] = "field-network"
 
     weights: tuple[Path, ...] = Setting((), description="trained weights (.safetensors), one file, or one a fold of a cross-validation")
     slicewise: bool = Setting(
@@ -44,7 +46,6 @@ class FieldNetwork(Method):
     refine: OptimiserLoop | None = Setting(
         None, description="settings of a B-spline run of the optimiser loop from the predicted field, 2-D pairs (ours); by default ncc, one level"
     )
-    device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -60,10 +61,7 @@ class FieldNetwork(Method):
     @property
     def files(self) -> dict[str, Path]:
         """The trained weights of every fold."""
-        for file in self.weights:
-            if not file.exists():
-                raise ConcordError(f"weights: {file} is not there; expected a .safetensors file that a field-network fit wrote")
-        folds = {f"weights_{number}": file for number, file in enumerate(self.weights, start=1)}
+        folds = {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)}
         return folds | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
 
     def load(self) -> None:
@@ -85,13 +83,6 @@ class FieldNetwork(Method):
         loaded = [load_field(file) for file in self.weights]
         return tuple((network.to(self.chosen_device), frozenset(card["subjects"]["train"])) for network, card in loaded)
 
-    @property
-    def chosen_device(self) -> torch.device:
-        """The device that the networks run on."""
-        from pipeline.learned.fitting import choose_device
-
-        return choose_device(self.device)
-
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, from fixed to moving points. `run.trace` gains a row with `inference_ms`, warm after `load`.
 
@@ -103,7 +94,7 @@ class FieldNetwork(Method):
 
         from pipeline.learned.field_cases import scaled
         from pipeline.learned.fitting import reproducible
-        from pipeline.learned.laps import Laps, size_and_place
+        from pipeline.learned.laps import Laps
 
         self._check(pair)
         network, laps, grid = self._unseen(pair.subjects), Laps(self.chosen_device), pair.fixed.geometry
@@ -114,9 +105,7 @@ class FieldNetwork(Method):
             laps.mark("prepare_ms")
             displacement_vx = _predicted(network, images)
             laps.mark("network_ms")
-        if run.trace is not None:
-            row = {"stage": "network", "level": 0, "iteration": 0, **laps.parts, "inference_ms": laps.parts["network_ms"], "seconds": laps.seconds}
-            run.trace.append(row | size_and_place(network, laps.device, run.threads))
+        trace_network(run, network, laps)
         in_plane = displacement_vx.reshape(*grid.shape, 2)
         still = _constant(stacks)
         in_plane[still] = 0
@@ -138,7 +127,7 @@ class FieldNetwork(Method):
 
     def _check(self, pair: Pair) -> None:
         if not self.weights:
-            raise ConcordError("weights: none given; expected .safetensors files that field-network fits write: fit a network first")
+            raise self.missing()
         if pair.fixed.dimension == 2:
             return
         if self.refine is not None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.methods import Method, Pair, Run, run_method
+from pipeline.learned.network_method import NetworkMethod, trace_network
+from pipeline.methods import Pair, Run, run_method
 from pipeline.optimise.method import OptimiserLoop
 from pipeline.region import outer_corners_mm, region_grid, region_mask, touches_border
 from pipeline.rigid_motion import draw_motions, linear_of, motion_matrix, motion_parameters, rigid_matrix
@@ -30,11 +31,13 @@ JITTER_MM = (1.0, 2.0)
 """SRE, at the region's corners, of the motions whose predictions are averaged (ours)."""
 
 
-class RigidNetwork(Method):
+class RigidNetwork(NetworkMethod):
     """Attention-Reg and its peers (Song et al., MICCAI 2021): rigid registration of an organ by networks, 3-D.
 
     The paper has two stages, the second fitted to small errors. Averages, and the loop afterwards, are ours.
     """
+
+    learner: ClassVar[str] = "rigid-network"
 
     weights: tuple[Path, ...] = Field((), description="trained weights (.safetensors), one file a stage, in order")
     enlarge: float = Field(
@@ -42,7 +45,6 @@ class RigidNetwork(Method):
     )
     averages: int = Field(1, ge=1, le=256, description="predictions a stage, each from a start moved by 1 to 2 mm, averaged (ours)")
     refine: OptimiserLoop | None = Field(None, description="settings of a rigid run of the optimiser loop from the prediction (ours)")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else the CPU")
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -69,10 +71,7 @@ class RigidNetwork(Method):
     @property
     def files(self) -> dict[str, Path]:
         """The trained weights of every stage, and those of the refinement."""
-        for file in self.weights:
-            if not file.exists():
-                raise ConcordError(f"weights: {file} is not there; expected a .safetensors file that a rigid-network fit wrote")
-        stages = {f"weights_{number}": file for number, file in enumerate(self.weights, start=1)}
+        stages = {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)}
         return stages | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
 
     def load(self) -> None:
@@ -94,13 +93,6 @@ class RigidNetwork(Method):
         loaded = [load_rigid(file)[:2] for file in self.weights]
         device = self.chosen_device
         return tuple((network.to(device, memory_format=layout_of(network, device)), how) for network, how in loaded)
-
-    @property
-    def chosen_device(self) -> torch.device:
-        """The device that the networks run on."""
-        from pipeline.learned.fitting import choose_device
-
-        return choose_device(self.device)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The rigid transform from fixed to moving points. `run.trace` gains a row a stage; `spread_mm` is how far the averages disagree.
@@ -126,7 +118,7 @@ class RigidNetwork(Method):
 
     def _stage(self, number: int, pair: Pair, before: np.ndarray, run: Run) -> np.ndarray:
         """The transform after one network, from the one before it."""
-        from pipeline.learned.laps import Laps, size_and_place
+        from pipeline.learned.laps import Laps
         from pipeline.learned.rigid_cases import RigidVolumes, rigid_case
 
         network, how = self.networks[number - 1]
@@ -147,11 +139,9 @@ class RigidNetwork(Method):
         motion = motion_matrix(motion_parameters(answers, case.region.centre_mm).mean(0), case.region.centre_mm)
         ways = _moved(np.linalg.inv(answers), corners) - _moved(np.linalg.inv(motion), corners)
         step = _moved(np.linalg.inv(motion), corners) - corners
-        if run.trace is not None:
-            known = {"stage": f"network {number}", "level": 0, "iteration": 0, "value": np.nan, "gradient_norm": np.nan}
-            distances = {"step_mm": _length(step), "spread_mm": _length(ways) if self.averages > 1 else np.nan}
-            inference = {"inference_ms": laps.parts["resampling_ms"] + laps.parts["network_ms"], "seconds": laps.seconds}
-            run.trace.append(known | distances | laps.parts | inference | size_and_place(network, laps.device, run.threads))
+        distances = {"step_mm": _length(step), "spread_mm": _length(ways) if self.averages > 1 else np.nan}
+        parts = ("resampling_ms", "network_ms")
+        trace_network(run, network, laps, stage=f"network {number}", inference=parts, value=np.nan, gradient_norm=np.nan, **distances)
         return before @ np.linalg.inv(motion)
 
     def _jitter(self, corners: np.ndarray, centre_mm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +151,7 @@ class RigidNetwork(Method):
 
     def _check(self, pair: Pair) -> None:
         if not self.weights:
-            raise ConcordError("weights: none given; expected one .safetensors file a stage, which rigid-network fits write: fit one first")
+            raise self.missing()
         if pair.fixed.dimension != 3:
             raise ConcordError(f"{pair.fixed.name}: {pair.fixed.dimension}-D; expected 3-D volumes: choose another method")
         if pair.moving_mask is not None and self.refine is None:

@@ -11,8 +11,9 @@ from pydantic import Field as Setting
 
 from pipeline.errors import ConcordError
 from pipeline.learned.modalities import check_modalities
+from pipeline.learned.network_method import NetworkMethod, trace_network
 from pipeline.learned.refinement import Refinement
-from pipeline.methods import Method, Pair, Run
+from pipeline.methods import Pair, Run
 from pipeline.resampling import resample
 from pipeline.transforms import Field, Transform
 from pipeline.volumes import Volume
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from nets.translation import HierarchicalTranslation, Translated
 
 
-class TranslationNetwork(Method):
+class TranslationNetwork(NetworkMethod):
     """Hierarchical translation model (Dai et al., ISBI 2023) or VoxelMorph, by what its weights hold: a dense field in one pass.
 
     The network is convolutional and runs on the fixed image's grid, whatever its size, but what it has learned of shapes is in voxels: images
@@ -32,6 +33,7 @@ class TranslationNetwork(Method):
     """
 
     takes_masks: ClassVar[bool] = False
+    learner: ClassVar[str] = "translation"
 
     weights: Path | None = Setting(None, description="trained weights (.safetensors) of a translation fit")
     stop: Literal["coarse", "fine"] = Setting("fine", description="coarse: leave the fine network out, for what it adds")
@@ -39,16 +41,11 @@ class TranslationNetwork(Method):
         True, description="hand over the translated moving image, in [0, 1], on the moving grid, or the fixed one where they differ"
     )
     refine: Refinement | None = Setting(None, description="optimise the displacement of the pair after the network (ours; paper: no)")
-    device: Literal["auto", "cpu", "cuda"] = Setting("auto", description="auto: CUDA where there is one, else the CPU")
 
     @property
     def files(self) -> dict[str, Path]:
         """The trained weights."""
-        if self.weights is None:
-            return {}
-        if not self.weights.exists():
-            raise ConcordError(f"weights: {self.weights} is not there; expected a .safetensors file that a translation fit wrote")
-        return {"weights": self.weights}
+        return {} if self.weights is None else {"weights": self.found([self.weights])[0]}
 
     def load(self) -> None:
         """torch, the network with its weights, and a first run on zeros: what follows is warm."""
@@ -64,18 +61,11 @@ class TranslationNetwork(Method):
         from pipeline.learned.translation import load_translation
 
         if self.weights is None:
-            raise ConcordError("weights: none given; expected the .safetensors file that a translation fit writes: fit a network first")
+            raise self.missing()
         network, card = load_translation(self.weights)
         if self.stop not in network.parts and self.stop == "coarse":
             raise ConcordError(f"stop: coarse, but {self.weights} holds {', '.join(network.parts)} alone; leave stop out")
         return network.to(self.chosen_device), card
-
-    @property
-    def chosen_device(self) -> torch.device:
-        """The device that the network runs on."""
-        from pipeline.learned.fitting import choose_device
-
-        return choose_device(self.device)
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, from fixed to moving points.
@@ -84,28 +74,36 @@ class TranslationNetwork(Method):
         A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights of another
         dimension, and modalities that are known to be others than those that the network was fitted to.
         """
-        import torch
 
-        from pipeline.learned.field_cases import scaled
         from pipeline.learned.fitting import reproducible
-        from pipeline.learned.laps import Laps, size_and_place
+        from pipeline.learned.laps import Laps
 
         self._check(pair)
         network, laps, grid = self.fitted[0], Laps(self.chosen_device), pair.fixed.geometry
-        moving = pair.moving.with_array(scaled(pair.moving, whole=True))
-        seen = moving if moving.geometry.matches(grid) else resample(moving, grid)
         with reproducible(run.threads):
-            images = torch.from_numpy(np.stack([scaled(pair.fixed, whole=True), seen.array])[None]).to(laps.device)
+            images, seen = self._images(pair)
             laps.mark("prepare_ms")
             found = self._found(images)
             laps.mark("network_ms")
-        if run.trace is not None:
-            row = {"stage": "network", "level": 0, "iteration": 0, **laps.parts, "inference_ms": laps.parts["network_ms"], "seconds": laps.seconds}
-            run.trace.append(row | size_and_place(network, laps.device, run.threads))
+        trace_network(run, network, laps)
         if run.images is not None and self.keep_translated and found.translated is not None:
             run.images["translated"] = Volume(found.translated[0, 0].cpu().numpy(), seen.geometry, "translated")
         displacement_vx = self._refined(images, found.displacement_vx, run)
         return Field(displacement_vx[0].movedim(0, -1).double().cpu().numpy() @ grid.index_to_physical.T, grid)
+
+    def parts(self, pair: Pair) -> Translated:
+        """What every part of the network finds for a pair, in voxels of the fixed grid."""
+        return self._found(self._images(pair)[0])
+
+    def _images(self, pair: Pair) -> tuple[torch.Tensor, Volume]:
+        """The network's input `(1, 2, [z,] y, x)` on the device, and the moving volume as it is seen there."""
+        import torch
+
+        from pipeline.learned.field_cases import scaled
+
+        moving, grid = pair.moving.with_array(scaled(pair.moving, whole=True)), pair.fixed.geometry
+        seen = moving if moving.geometry.matches(grid) else resample(moving, grid)
+        return torch.from_numpy(np.stack([scaled(pair.fixed, whole=True), seen.array])[None]).to(self.chosen_device), seen
 
     def _found(self, images: torch.Tensor) -> Translated:
         import torch

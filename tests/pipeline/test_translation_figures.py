@@ -70,6 +70,6 @@ def test_the_figure_has_a_row_a_field_and_tells_lengths(monkeypatch, tmp_path, c
 def test_a_network_without_a_coarse_part_is_told(monkeypatch, tmp_path, case):
     network = Known()
     network.parts = ("fine",)
-    network.forward = lambda images: Translated(torch.zeros(1, 2, 16, 20), fine=torch.zeros(1, 2, 16, 20))
+    network.forward = lambda images, until=None: Translated(torch.zeros(1, 2, 16, 20), fine=torch.zeros(1, 2, 16, 20))
     with pytest.raises(ConcordError, match="holds fine; expected a fit with a coarse and a fine part"):
         fields_of(method(monkeypatch, tmp_path, network), case)
