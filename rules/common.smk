@@ -20,31 +20,19 @@ wildcard_constraints:
     method=names(settings.methods),
     fit=names(settings.fits),
     batch=r"\d+",
-    landscape=names(
-        name for study in settings.studies.values() for name in study.landscapes
-    ),
-    attention=names(
-        name for study in settings.studies.values() for name in study.attention
-    ),
-    deformation=names(
-        name for study in settings.studies.values() for name in study.deformations
-    ),
-    translated=names(
-        name for study in settings.studies.values() for name in study.translated
-    ),
+    landscape=names(name for study in settings.studies.values() for name in study.landscapes),
+    attention=names(name for study in settings.studies.values() for name in study.attention),
+    deformation=names(name for study in settings.studies.values() for name in study.deformations),
+    translated=names(name for study in settings.studies.values() for name in study.translated),
     parts=names(name for study in settings.studies.values() for name in study.parts),
-    clinical=names(
-        name for study in settings.studies.values() for name in study.clinical
-    ),
+    clinical=names(name for study in settings.studies.values() for name in study.clinical),
     table=names(name for study in settings.studies.values() for name in study.tables),
     figure=names(name for study in settings.studies.values() for name in study.figures),
 
 
 def as_json(model):
     """Settings as one line of JSON, for a command line."""
-    return json.dumps(
-        model if isinstance(model, dict) else model.model_dump(mode="json")
-    )
+    return json.dumps(model if isinstance(model, dict) else model.model_dump(mode="json"))
 
 
 def study_of(wildcards):
@@ -61,31 +49,15 @@ def all_results():
     """Everything that the main job makes."""
     wanted = []
     for name, study in settings.studies.items():
-        tables = [
-            f"{table}.{ending}"
-            for table in study.tables
-            for ending in ("csv", "md", "tex", "html")
-        ]
+        tables = [f"{table}.{ending}" for table in study.tables for ending in ("csv", "md", "tex", "html")]
         wanted += results_of(name, "tables", tables)
-        wanted += results_of(
-            name, "figures", [f"{figure}.png" for figure in study.figures]
-        )
-        wanted += results_of(
-            name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes]
-        )
-        wanted += results_of(
-            name, "attention", [f"{shown}.png" for shown in study.attention]
-        )
-        wanted += results_of(
-            name, "deformations", [f"{shown}.png" for shown in study.deformations]
-        )
-        wanted += results_of(
-            name, "translated", [f"{shown}.png" for shown in study.translated]
-        )
+        wanted += results_of(name, "figures", [f"{figure}.png" for figure in study.figures])
+        wanted += results_of(name, "landscapes", [f"{landscape}.png" for landscape in study.landscapes])
+        wanted += results_of(name, "attention", [f"{shown}.png" for shown in study.attention])
+        wanted += results_of(name, "deformations", [f"{shown}.png" for shown in study.deformations])
+        wanted += results_of(name, "translated", [f"{shown}.png" for shown in study.translated])
         wanted += results_of(name, "parts", [f"{shown}.png" for shown in study.parts])
-        wanted += results_of(
-            name, "clinical", [f"{shown}.html" for shown in study.clinical]
-        )
+        wanted += results_of(name, "clinical", [f"{shown}.html" for shown in study.clinical])
         wanted += results_of(name, "pictures", study.pictures.methods)
         wanted += [f"{OUT}/{name}/left_out.html"]
         wanted += [f"{OUT}/{name}/comparisons.html"] if study.comparison else []
@@ -101,11 +73,7 @@ def dataset_files(wildcards):
 def source_files(wildcards):
     """The cases and volumes of the dataset from which another one is made."""
     source = settings.source_of(wildcards.dataset)
-    return (
-        [settings.cases_of(source), f"{OUT}/datasets/{source}/volumes"]
-        if source
-        else []
-    )
+    return [settings.cases_of(source), f"{OUT}/datasets/{source}/volumes"] if source else []
 
 
 def landscape_of(wildcards):
@@ -121,9 +89,7 @@ def attention_of(wildcards):
 def attention_weights(wildcards):
     """The weights of its network and, where asked for, of the one without attention beside it: first stages."""
     shown = attention_of(wildcards)
-    used = {"weights": shown.method} | (
-        {"without": shown.without} if shown.without else {}
-    )
+    used = {"weights": shown.method} | ({"without": shown.without} if shown.without else {})
     return {key: weights_files(method)[0] for key, method in used.items()}
 
 
@@ -145,10 +111,7 @@ def weights_option(wildcards, input):
 
 def manifests_of(study, method):
     """The tables of results of all batches of a method in a study."""
-    return [
-        f"{OUT}/{study}/transforms/{method}/batch-{batch}.csv"
-        for batch in range(settings.studies[study].batches)
-    ]
+    return [f"{OUT}/{study}/transforms/{method}/batch-{batch}.csv" for batch in range(settings.studies[study].batches)]
 
 
 def manifests(wildcards):
@@ -173,17 +136,12 @@ def parts_of(wildcards):
 
 def manifests_by_method(figure_of):
     """The tables of results of a figure's methods, by method; `figure_of` gives its settings."""
-    return lambda wildcards: {
-        method: manifests_of(wildcards.study, method)
-        for method in figure_of(wildcards).methods
-    }
+    return lambda wildcards: {method: manifests_of(wildcards.study, method) for method in figure_of(wildcards).methods}
 
 
 def of_methods(pattern):
     """One file a method of the job's study."""
-    return lambda wildcards: expand(
-        pattern, study=wildcards.study, method=study_of(wildcards).methods
-    )
+    return lambda wildcards: expand(pattern, study=wildcards.study, method=study_of(wildcards).methods)
 
 
 def table_sources(wildcards):

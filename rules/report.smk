@@ -19,11 +19,7 @@ rule table:
     params:
         settings=lambda wildcards: as_json(study_of(wildcards).tables[wildcards.table]),
         context=context,
-        comparisons=lambda wildcards, input: (
-            f"--comparisons {input.comparisons}"
-            if "comparisons" in input.keys()
-            else ""
-        ),
+        comparisons=lambda wildcards, input: (f"--comparisons {input.comparisons}" if "comparisons" in input.keys() else ""),
         stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
     shell:
         "python -m pipeline stage table --settings {params.settings:q} {params.context} --scores {input.scores:q}"
@@ -47,9 +43,7 @@ rule figure:
     benchmark:
         f"{OUT}/benchmarks/figure/{{study}}/{{figure}}.tsv"
     params:
-        settings=lambda wildcards: as_json(
-            study_of(wildcards).figures[wildcards.figure]
-        ),
+        settings=lambda wildcards: as_json(study_of(wildcards).figures[wildcards.figure]),
         context=context,
         text=lambda wildcards: study_of(wildcards).figures[wildcards.figure].caption,
     shell:
@@ -81,10 +75,7 @@ rule landscape:
 
 rule landscape_figure:
     input:
-        lambda wildcards: [
-            f"{OUT}/{wildcards.study}/landscapes/{wildcards.landscape}/{method}.csv"
-            for method in landscape_of(wildcards).methods
-        ],
+        lambda wildcards: [f"{OUT}/{wildcards.study}/landscapes/{wildcards.landscape}/{method}.csv" for method in landscape_of(wildcards).methods],
     output:
         numbers=f"{STUDY}/landscapes/{{landscape}}.csv",
         png=report(
@@ -129,13 +120,9 @@ rule attention_figure:
     threads: settings.threads
     params:
         settings=lambda wildcards: as_json(attention_of(wildcards)),
-        method=lambda wildcards: as_json(
-            settings.method(attention_of(wildcards).method)
-        ),
+        method=lambda wildcards: as_json(settings.method(attention_of(wildcards).method)),
         source=lambda wildcards: f"{study_of(wildcards).dataset}, scale {settings.scale}",
-        without=lambda wildcards, input: (
-            f"--without {input.without}" if "without" in input.keys() else ""
-        ),
+        without=lambda wildcards, input: (f"--without {input.without}" if "without" in input.keys() else ""),
         text=lambda wildcards: attention_of(wildcards).caption,
     shell:
         "python -m pipeline stage attention --settings {params.settings:q} --method {params.method:q} --source {params.source:q}"
@@ -145,9 +132,7 @@ rule attention_figure:
 
 rule deformation_figure:
     input:
-        manifests=lambda wildcards: sum(
-            manifests_by_method(deformation_of)(wildcards).values(), []
-        ),
+        manifests=lambda wildcards: sum(manifests_by_method(deformation_of)(wildcards).values(), []),
         scores=f"{STUDY}/scores.csv",
         cases=f"{STUDY}/prepared/cases.csv",
         volumes=f"{STUDY}/prepared/volumes",
@@ -166,9 +151,7 @@ rule deformation_figure:
         f"{OUT}/benchmarks/deformation_figure/{{study}}/{{deformation}}.tsv"
     params:
         settings=lambda wildcards: as_json(deformation_of(wildcards)),
-        manifests=lambda wildcards: as_json(
-            manifests_by_method(deformation_of)(wildcards)
-        ),
+        manifests=lambda wildcards: as_json(manifests_by_method(deformation_of)(wildcards)),
         measures=lambda wildcards: json.dumps(study_of(wildcards).measures),
         source=lambda wildcards: f"{study_of(wildcards).dataset}, scale {settings.scale}",
         text=lambda wildcards: deformation_of(wildcards).caption,
@@ -179,9 +162,7 @@ rule deformation_figure:
 
 rule translated_figure:
     input:
-        manifests=lambda wildcards: sum(
-            manifests_by_method(translated_of)(wildcards).values(), []
-        ),
+        manifests=lambda wildcards: sum(manifests_by_method(translated_of)(wildcards).values(), []),
         scores=f"{STUDY}/scores.csv",
         cases=f"{STUDY}/prepared/cases.csv",
         volumes=f"{STUDY}/prepared/volumes",
@@ -200,9 +181,7 @@ rule translated_figure:
         f"{OUT}/benchmarks/translated_figure/{{study}}/{{translated}}.tsv"
     params:
         settings=lambda wildcards: as_json(translated_of(wildcards)),
-        manifests=lambda wildcards: as_json(
-            manifests_by_method(translated_of)(wildcards)
-        ),
+        manifests=lambda wildcards: as_json(manifests_by_method(translated_of)(wildcards)),
         source=lambda wildcards: f"{study_of(wildcards).dataset}, scale {settings.scale}",
         text=lambda wildcards: translated_of(wildcards).caption,
     shell:
@@ -271,9 +250,7 @@ rule clinical:
     benchmark:
         f"{OUT}/benchmarks/clinical/{{study}}/{{clinical}}.tsv"
     params:
-        settings=lambda wildcards: as_json(
-            study_of(wildcards).clinical[wildcards.clinical]
-        ),
+        settings=lambda wildcards: as_json(study_of(wildcards).clinical[wildcards.clinical]),
         context=context,
         stem=lambda wildcards, output: output.csv.removesuffix(".csv"),
         text=lambda wildcards: study_of(wildcards).clinical[wildcards.clinical].caption,
