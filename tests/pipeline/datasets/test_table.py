@@ -30,7 +30,7 @@ def test_three_columns_are_enough_and_paths_are_relative_to_the_table(tmp_path):
 
 
 def test_every_column_of_a_case_may_follow(tmp_path):
-    row = "k1,a.nii.gz,b.nii.gz,anna,bert,t1,t2,validation,3,t1-t2,mid,9.5,ES,ED,s0,a.nii.gz,b.nii.gz,,,,,,c.mha,"
+    row = "k1,a.nii.gz,b.nii.gz,anna,bert,t1,t2,validation,3,t1-t2,mid,9.5,ES,ED,s0,a.nii.gz,b.nii.gz,,,b.nii.gz,,,,c.mha,"
     (case,) = cases_of(tmp_path, ",".join(Case.model_fields) + f"\n{row}\n").cases
     assert (case.case, case.split, case.fold, case.start, case.fixed_labels, case.fixed_mask) == (
         "k1",
@@ -40,7 +40,7 @@ def test_every_column_of_a_case_may_follow(tmp_path):
         tmp_path / "a.nii.gz",
         None,
     )
-    assert case.true_transform == tmp_path / "c.mha"
+    assert (case.true_transform, case.moving_counterpart) == (tmp_path / "c.mha", tmp_path / "b.nii.gz")
     assert (case.slice_spacing_mm, case.fixed_phase, case.moving_phase) == (9.5, "ES", "ED")
 
 
