@@ -146,12 +146,9 @@ def of_methods(pattern):
 
 def table_sources(wildcards):
     """The scores of a study, its prepared cases, and its tests where it has any."""
-    folder, compared = (
-        f"{OUT}/{wildcards.study}",
-        study_of(wildcards).comparison is not None,
-    )
+    folder = f"{OUT}/{wildcards.study}"
     used = {"scores": f"{folder}/scores.csv", "cases": f"{folder}/prepared/cases.csv"}
-    return used | ({"comparisons": f"{folder}/comparisons.csv"} if compared else {})
+    return used if study_of(wildcards).comparison is None else used | {"comparisons": f"{folder}/comparisons.csv"}
 
 
 def context(wildcards):
