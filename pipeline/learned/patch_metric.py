@@ -97,8 +97,9 @@ def fit_patch_metric(
 ) -> dict[str, Any]:
     """Fit, write `OUT.safetensors`, its card `OUT.json` and the learning curve `OUT.csv`, and return the card.
 
-    The weights are those of the lowest validation loss, or the last ones where `pairs_validation` is empty. `channels` are the
-    modalities of `a` and `b`. A checkpoint of the same settings, seed, threads and data beside OUT is gone on from, and removed
+    The weights are the last ones where the learning rate falls to zero or `pairs_validation` is empty, else those of the lowest
+    validation loss: before the rate has come to rest they are better at held-out patches by chance, and worse at registration (ours).
+    `channels` are the modalities of `a` and `b`. A checkpoint of the same settings, seed, threads and data beside OUT is gone on from, and removed
     at the end. Raises `ConcordError` for too few pairs, constant volumes, CUDA asked for and absent, and a loss that is not finite.
     """
     device, pairs = choose_device(settings.device), first_pairs(pairs_train, settings.pairs, seed)
@@ -252,12 +253,13 @@ class _Fit:
         return (1 - agreement).clamp(min=0).mean(), (agreement > 0).float().mean()
 
     def _add_row(self) -> None:
-        """A row of the learning curve; the weights are kept where they are the best so far."""
-        progress = self.progress
+        """A row of the learning curve; at a constant learning rate the weights are kept where they are the best so far."""
+        progress, at_rest = self.progress, self.settings.decay == "cosine"
         loss, accuracy, batches, seconds = progress.since
         progress.since, progress.seconds = [0.0] * 4, progress.seconds + seconds
         row = {"step": progress.step, "train_loss": loss / batches, "train_accuracy": accuracy / batches} | self._validation()
-        if (held_out := row.get("validation_loss")) is not None and (progress.best_loss is None or held_out <= progress.best_loss):
+        held_out = None if at_rest else row.get("validation_loss")
+        if held_out is not None and (progress.best_loss is None or held_out <= progress.best_loss):
             progress.best_loss, progress.best_row = held_out, len(progress.curve)
             self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         log_row(row)

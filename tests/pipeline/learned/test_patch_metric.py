@@ -143,6 +143,17 @@ def test_the_weights_are_those_of_the_lowest_validation_loss(tmp_path, monkeypat
     assert all(torch.equal(best[name], last[name]) for name in best)
 
 
+def test_where_the_rate_falls_to_zero_the_last_weights_are_kept(tmp_path, monkeypatch):
+    losses = iter([0.2, 0.5, 0.9])
+    monkeypatch.setattr("pipeline.learned.patch_metric._Fit._validation", lambda self: {"validation_loss": next(losses), "validation_accuracy": 0.5})
+    card = fitted(tmp_path / "net", settings(decay="cosine"))
+    monkeypatch.undo()
+    fitted(tmp_path / "alone", settings(decay="cosine"), validation=0)
+    assert card["scores"]["step"] == 6
+    kept, last = (load_weights(tmp_path / name)[0] for name in ("net", "alone"))
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+
+
 def test_without_validation_the_last_weights_are_kept_and_its_columns_are_empty(tmp_path):
     card = fitted(tmp_path / "net", validation=0)
     assert card["scores"]["step"] == 6 and "validation_loss" not in card["scores"]
