@@ -27,10 +27,11 @@ from pipeline.resampling import warp
 from pipeline.transform_files import read_transform
 from pipeline.volumes import read_volume
 
-CNN = {"similarity": "patch-cnn", "levels": 1, "control_points": 16, "mask_threshold": 0.1, "precision": "bf16"}
+CNN = {"similarity": "patch-cnn", "levels": 1, "control_points": 16, "mask_threshold": 0.1}
 ROWS: dict[str, dict[str, object]] = {
-    "CNN: bf16, cut to the mask, grid shifted": CNN,
-    "fp32": CNN | {"precision": "fp32"},
+    "CNN: cut to the mask, grid shifted": CNN,
+    "every second patch": CNN | {"patch_grid": "sparse"},
+    "half precision (fast only on processors that have it)": CNN | {"precision": "bf16"},
     "whole volume, no mask": CNN | {"mask_threshold": None},
     "grid overlapped (8 times the patches)": CNN | {"patch_grid": "overlap"},
     "grid fixed": CNN | {"patch_grid": "fixed"},

@@ -36,7 +36,7 @@ ROWS = {
     "MI+M, elastix": ("mi-masked", {"control_points": 16, "iterations": 150, "mask_threshold": 0.1}),
     "MI+M, our loop": ("loop", LOOP),
     "MIND-SSC, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "mind-ssc", "radius_vx": 1}),
-    "CNN, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "patch-cnn", "levels": 1, "precision": "bf16"}),
+    "CNN, our loop": ("loop", {**LOOP, "iterations": 60, "similarity": "patch-cnn", "levels": 1}),
 }
 
 
@@ -56,7 +56,7 @@ def brats(data: Path) -> list[tuple[str, Volume, Volume]]:
 def fitted(patients: list[tuple[str, Volume, Volume]], steps: int, out: Path) -> Path:
     """Weights of a metric fitted to these patients."""
     pairs = [AlignedPair(np.maximum(t1.array, 0), np.maximum(t2.array, 0), name) for name, t1, t2 in patients]
-    how = {"optimiser": "adam", "learning_rate": 1e-3, "decay": "cosine", "precision": "bf16", "sampler": PatchPairSettings(patch=25, batch=16)}
+    how = {"optimiser": "adam", "learning_rate": 1e-3, "decay": "cosine", "sampler": PatchPairSettings(patch=25, batch=16)}
     settings = PatchMetricFit(configuration="slim", steps=steps, validation_every=steps, **how)
     fit_patch_metric(pairs, [], settings, seed=1, threads=1, out=out)
     return out.with_suffix(".safetensors")

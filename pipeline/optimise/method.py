@@ -105,8 +105,8 @@ class OptimiserLoop(Method):
     dilation_vx: int = Field(2, ge=1, le=8, description="mind-ssc: distance of the neighbours")
     sigma_vx: float = Field(0.5, gt=0, description="mind: Gaussian weighting of patches")
     weights: Path | None = Field(None, description="patch-cnn: trained weights (.safetensors)")
-    patch_grid: Literal["shift", "overlap", "fixed"] = Field(
-        "shift", description="patch-cnn: grid of patches, moved each iteration, denser, or fixed"
+    patch_grid: Literal["shift", "sparse", "overlap", "fixed"] = Field(
+        "shift", description="patch-cnn: grid of patches, moved each iteration, the same with every second one, denser, or fixed"
     )
     most_patches: int | None = Field(None, ge=1, description="patch-cnn: evaluate at most so many patches at once, to bound memory")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="patch-cnn: arithmetic of the network")

@@ -11,7 +11,7 @@ from nets.patch_cnn import PatchCnn
 
 SHAPES = {"2-D": (27, 30), "3-D": (26, 22, 24)}
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-GRIDS = ("fixed", "shift", "overlap")
+GRIDS = ("fixed", "shift", "sparse", "overlap")
 
 
 def network_of(shape, configuration="tiny", dtype=torch.float32):
@@ -64,6 +64,23 @@ def test_overlap_is_the_mean_over_every_patch_two_voxels_apart(shape):
     expected = torch.cat(maps).mean()
     torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, warped)[0], rtol=1e-3, atol=1e-6)
+
+
+@each_shape
+@pytest.mark.parametrize("configuration", ["tiny", "A", "C"])
+def test_sparse_is_the_mean_over_every_second_patch_of_a_grid_that_moves(shape, configuration):
+    network, fixed, warped = network_of(shape, configuration), image(shape, 1), image(shape, 2)
+    metric, seen = PatchCnnSimilarity(fixed, network, grid="sparse"), []
+    assert metric.stride_vx == 8
+    for iteration in range(3):
+        value, gradient = with_gradient(metric, warped, iteration=iteration)
+        offset, _ = metric._grid_of(None, iteration)
+        leaf = warped.clone().requires_grad_()
+        expected = plain(network, fixed, leaf, offset=offset)[(..., *(slice(None, None, 2) for _ in shape))].mean()
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0], rtol=1e-3, atol=1e-6)
+        seen.append(offset)
+    assert len(set(seen)) == 3
 
 
 @each_shape
