@@ -242,9 +242,11 @@ MEASURES: dict[str, Measure] = {
     "inference_ms": Measure("ms", "lower", None),
     "parameters": Measure("", "lower", None),
     "spread_mm": Measure("mm", "lower", None),
+    "inverse_error_mm": Measure("mm", "lower", None),
 }
 """Name in config and tables: unit, direction, function. Costs come from the manifest; `iteration_ms` is the median of our loop's iterations,
-`inference_ms` (resampling and network, warm) and `parameters` the mean of a network's stages, `spread_mm` how the last one's averages disagree."""
+`inference_ms` (resampling and network, warm) and `parameters` the mean of a network's stages, `spread_mm` how the last one's averages disagree,
+`inverse_error_mm` how far a network's own inverse of its map is from undoing it (`metrics.accuracy.inverse`)."""
 FROM_MANIFEST = tuple(name for name, measure in MEASURES.items() if measure.compute is None)
 
 

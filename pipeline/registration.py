@@ -21,8 +21,8 @@ from pipeline.volumes import Volume, read_volume, write_volume
 
 log = logging.getLogger(__name__)
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "start_transform")
-FROM_TRACE = ("inference_ms", "parameters", "spread_mm")
-"""Columns of a trace that are a cost: what networks tell of themselves, the mean over stages, and of the spread the last stage's."""
+FROM_TRACE = ("inference_ms", "parameters", "spread_mm", "inverse_error_mm")
+"""Columns of a trace that go into the manifest: what networks tell of themselves, the mean over stages, and of the spread the last stage's."""
 COST = ("seconds", "peak_memory_mib", "iteration_ms", *FROM_TRACE)
 COLUMNS = ("case", "status", "transform", *COST, "device", "reason")
 MOST_ATTEMPTS = 2

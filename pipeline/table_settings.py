@@ -54,6 +54,7 @@ STYLES: dict[str, tuple[str, float, int]] = {
     "inference_ms": ("Inference (ms a stage)", 1, 1),
     "parameters": ("Parameters a stage", 1, 0),
     "spread_mm": ("Spread of predictions (mm)", 1, 2),
+    "inverse_error_mm": ("Inverse consistency (mm)", 1, 3),
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.learned.refinement import Refinement
 from pipeline.methods import Pair, Run
 from pipeline.resampling import resample
 from pipeline.transforms import Field, Transform
-from pipeline.volumes import Volume
+from pipeline.volumes import Geometry, Volume
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,8 @@ class TranslationNetwork(NetworkMethod):
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, from fixed to moving points.
 
-        `run.trace` gains a row with `inference_ms`, warm after `load`, and with `refine` one an iteration; `run.images` gains "translated".
+        `run.trace` gains a row with `inference_ms`, warm after `load`, and `inverse_error_mm` of the coarse map where the network gives its
+        inverse, and with `refine` a row an iteration; `run.images` gains "translated".
         A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights of another
         dimension, and modalities that are known to be others than those that the network was fitted to.
         """
@@ -85,7 +86,7 @@ class TranslationNetwork(NetworkMethod):
             laps.mark("prepare_ms")
             found = self._found(images)
             laps.mark("network_ms")
-        trace_network(run, network, laps)
+        trace_network(run, network, laps, **({} if run.trace is None else _consistency(found, grid)))
         if run.images is not None and self.keep_translated and found.translated is not None:
             run.images["translated"] = Volume(found.translated[0, 0].cpu().numpy(), seen.geometry, "translated")
         displacement_vx = self._refined(images, found.displacement_vx, run)
@@ -131,3 +132,13 @@ class TranslationNetwork(NetworkMethod):
                 f"{pair.fixed.name}: {pair.fixed.dimension}-D, and {self.weights} was fitted to {network.dimension}-D images; expected the same"
             )
         check_modalities(pair, card, self.weights)
+
+
+def _consistency(found: Translated, grid: Geometry) -> dict[str, float]:
+    """How far the coarse map and its inverse are from undoing each other, where there is an inverse."""
+    from metrics.accuracy.inverse import inverse_error_mm
+
+    if found.coarse is None or found.coarse.inverse is None:
+        return {}
+    both = (field_vx[0].movedim(0, -1).cpu().numpy() for field_vx in found.coarse)
+    return {"inverse_error_mm": inverse_error_mm(*both, spacing_mm=grid.spacing_mm)}

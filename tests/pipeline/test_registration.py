@@ -118,7 +118,7 @@ def test_batches_share_all_cases_between_them(tmp_path):
 def test_what_networks_tell_of_a_stage_becomes_their_cost_and_the_loops_rows_do_not_count(tmp_path, monkeypatch):
     def traced(self, pair, run):
         where = {"device": "cpu (toy), 1 thread"}
-        run.trace.append({"seconds": 0.2, "inference_ms": 10.0, "parameters": 100, "spread_mm": 0.9} | where)
+        run.trace.append({"seconds": 0.2, "inference_ms": 10.0, "parameters": 100, "spread_mm": 0.9, "inverse_error_mm": 0.25} | where)
         run.trace.append({"seconds": 0.4, "inference_ms": 30.0, "parameters": 300, "spread_mm": 0.5} | where)
         run.trace.append({"seconds": 0.1})
         return Linear(np.eye(2), np.zeros(2), "translation")
@@ -126,11 +126,12 @@ def test_what_networks_tell_of_a_stage_becomes_their_cost_and_the_loops_rows_do_
     monkeypatch.setattr(Recorder, "register", traced)
     write_manifest(register_batch([case_of(tmp_path, "a")], SETTINGS, Run(), tmp_path), tmp_path / "batch.csv")
     (row,) = read_manifests([tmp_path / "batch.csv"]).to_dict("records")
-    assert {name: row[name] for name in ("iteration_ms", "inference_ms", "parameters", "spread_mm")} == {
+    assert {name: row[name] for name in ("iteration_ms", "inference_ms", "parameters", "spread_mm", "inverse_error_mm")} == {
         "iteration_ms": pytest.approx(200),
         "inference_ms": 20.0,
         "parameters": 200.0,
         "spread_mm": 0.5,
+        "inverse_error_mm": 0.25,
     }
     assert row["device"] == "cpu (toy), 1 thread"
 
@@ -138,4 +139,4 @@ def test_what_networks_tell_of_a_stage_becomes_their_cost_and_the_loops_rows_do_
 def test_a_method_that_tells_nothing_of_itself_has_no_such_cost(tmp_path):
     write_manifest(register_batch([case_of(tmp_path, "a")], SETTINGS, Run(), tmp_path), tmp_path / "batch.csv")
     (row,) = read_manifests([tmp_path / "batch.csv"]).to_dict("records")
-    assert np.isnan([row[name] for name in ("inference_ms", "parameters", "spread_mm")]).all() and row["device"] == ""
+    assert np.isnan([row[name] for name in ("inference_ms", "parameters", "spread_mm", "inverse_error_mm")]).all() and row["device"] == ""

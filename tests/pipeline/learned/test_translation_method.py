@@ -117,6 +117,23 @@ def test_it_may_stop_after_the_coarse_part(monkeypatch, tmp_path):
     assert network.seen[-1][1] == "coarse"
 
 
+def test_how_far_the_coarse_inverse_misses_is_told_in_mm_where_there_is_an_inverse(monkeypatch, tmp_path):
+    class Inverse(Known):
+        def forward(self, images, *, until=None):
+            found = super().forward(images, until=until)
+            return found._replace(coarse=Displacements(found.coarse.forward, 1 - found.coarse.forward))  # a voxel short along each axis
+
+    grid = oblique((12, 14, 10))
+    pair = Pair(blob_volume(grid), blob_volume(grid, seed=1))
+    rows = []
+    for network in (Inverse(2.0, -1.0, 0.5), Known(2.0, -1.0, 0.5)):
+        run = Run(trace=[])
+        run_method(with_network(monkeypatch, tmp_path, network)(), pair, run)
+        rows += run.trace
+    assert rows[0]["inverse_error_mm"] == pytest.approx(np.linalg.norm(grid.spacing_mm), rel=1e-6)
+    assert "inverse_error_mm" not in rows[1]
+
+
 def test_refining_improves_what_the_network_found(monkeypatch, tmp_path):
     grid = oblique((32, 30))
     moving = blob_volume(grid)
