@@ -16,8 +16,6 @@ rule train:
         f"{OUT}/logs/train/{{fit}}.log",
     benchmark:
         f"{OUT}/benchmarks/train/{{fit}}.tsv"
-    # registrations wait for weights: fits go first, so that none of them is left for the end
-    priority: 1
     threads: settings.threads
     resources:
         gpu=GPUS,
