@@ -2,6 +2,7 @@
 
 The idea is that of Billot et al. (Med Image Anal 2023) and of Hoffmann et al. (IEEE Trans Med Imaging 2022), see `phantoms/contrast.py`.
 Both modalities are as random as each other: a network should be fitted with its channels swapped at random (`swap_channels`).
+With `tissues` they are a T1 and a T2 instead, of tissues as the brain phantom has them: real anatomy, synthetic images.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.cases import Case, read_cases
 from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
 from pipeline.datasets.layout import FolderDataset, chosen_subjects, find_files
 from pipeline.datasets.pairing import SPLITS, identifier
+from pipeline.datasets.phantoms.brain import POPULATIONS, SEQUENCES
 from pipeline.datasets.phantoms.contrast import BACKGROUND, ContrastRanges, LabelIndex, indexed, synthetic_image
 from pipeline.datasets.registry import Found, LeftOut
 from pipeline.errors import ConcordError
@@ -27,6 +29,7 @@ from pipeline.methods import Run
 from pipeline.volumes import SUFFIXES, Volume, box_of, read_volume, write_volume
 
 MODALITIES = ("synthetic-a", "synthetic-b")
+TissueName = Literal["csf", "grey", "white", "deep white", "bone", "fat", "soft"]
 MOST_LABELS = 1000
 """A map with more labels than this is taken for an image (ours)."""
 
@@ -48,6 +51,31 @@ class LabelMaps(FolderDataset):
     train: int | None = Field(None, ge=0, description="maps whose pairs are training cases, the rest is test; left open: all that are not held out")
     seed: int | None = Field(None, ge=0, description="seed of splits and images; left open: the seed of the run")
     images: ContrastRanges = Field(ContrastRanges(), description="ranges of contrast, resolution, bias and noise from which each image is drawn")
+    tissues: dict[TissueName, tuple[int, ...]] = Field(
+        {},
+        description="labels by tissue (csf, grey, white, deep white, bone, fat, soft): images are a T1 and a T2 of them by relaxation times of grown-ups, "
+        "labels of none are without signal, and of `images` resolution, texture, bias, gamma and noise remain; empty: contrasts at random",
+    )
+
+    @model_validator(mode="after")
+    def _one_tissue_a_label(self) -> LabelMaps:
+        named = [label for labels in self.tissues.values() for label in labels]
+        if twice := sorted({label for label in named if named.count(label) > 1}):
+            raise ConcordError(f"tissues: labels {twice} in two of them; expected one tissue a label")
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, str]:
+        """What the fixed and the moving image are."""
+        return ("t1", "t2") if self.tissues else MODALITIES
+
+    def means(self, modality: str) -> dict[int, float] | None:
+        """Mean of every label in an image of a modality, the brightest tissue at 1; None where it is random."""
+        if not self.tissues:
+            return None
+        known, sequence = POPULATIONS["adult"].tissues, SEQUENCES[modality]
+        signals = {tissue: sequence.signal(known[tissue]) for tissue in self.tissues}
+        return {label: float(signals[tissue] / max(signals.values())) for tissue, labels in self.tissues.items() for label in labels}
 
     def cases(self, folder: Path, run: Run) -> Found:
         """Make the pairs that are not yet in `folder`; one aligned case a pair, all pairs of a map in one split.
@@ -127,7 +155,9 @@ class _Maker:
         """Write what is missing. Raises `ConcordError` for a map that is none."""
         grid = {"map": _content_sha256(self._path), "code": code_digest("contrast")}
         grid |= {key: getattr(self._settings, key) for key in ("spacing_mm", "margin_mm")}
+        means = [self._settings.means(modality) for modality in self._settings.modalities]
         drawn = grid | {"images": self._settings.images.model_dump(mode="json"), "seed": self._seed}
+        drawn |= {"means": [{str(label): mean for label, mean in known.items()} for known in means if known]}
         missing = [pair for pair in self._pairs() if not is_kept(self._record(pair), drawn | {"pair": pair}, self._images(pair))]
         labels_kept = is_kept(self._labels.with_suffix(".json"), grid, [self._labels])
         if labels_kept and not missing:
@@ -138,9 +168,12 @@ class _Maker:
             keep(self._labels.with_suffix(".json"), grid)
         for pair in missing:
             for side, path in enumerate(self._images(pair)):
-                image = synthetic_image(index, on_grid.array.shape, self._settings.images, np.random.default_rng([self._seed, pair, side]))
+                rng = np.random.default_rng([self._seed, pair, side])
+                image = synthetic_image(index, on_grid.array.shape, self._settings.images, rng, mean_of=means[side])
                 if image.min() == image.max():
-                    raise ConcordError(f"{self._path}: pair {pair} came out constant; widen `images.mean` or lower `images.merge_share`")
+                    raise ConcordError(
+                        f"{self._path}: pair {pair} came out constant; widen `images.mean`, lower `images.merge_share`, or give `tissues` the map's own labels"
+                    )
                 write_volume(on_grid.with_array(image), path)
             keep(self._record(pair), drawn | {"pair": pair})
 
@@ -154,10 +187,10 @@ class _Maker:
                 fixed=fixed,
                 moving=moving,
                 subject=self.name,
-                fixed_modality=MODALITIES[0],
-                moving_modality=MODALITIES[1],
+                fixed_modality=self._settings.modalities[0],
+                moving_modality=self._settings.modalities[1],
                 split=split,
-                group="-".join(MODALITIES),
+                group="-".join(self._settings.modalities),
                 fixed_labels=self._labels,
                 moving_labels=self._labels,
                 true_transform=truth,

@@ -8,7 +8,7 @@ mean and texture by label, point spread, voxels and slices, gamma, coil bias, Ri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -117,13 +117,23 @@ def indexed(labels: np.ndarray, spacing_mm: Sequence[float]) -> LabelIndex:
     return LabelIndex(index.reshape(labels.shape).astype(np.int32), values, tuple(spacing_mm))
 
 
-def synthetic_image(label_map: LabelIndex, shape: Sequence[int], ranges: ContrastRanges, rng: np.random.Generator) -> np.ndarray:
-    """An image `shape` `([z,] y, x)`, int16 in [0, LEVELS], of random contrast over the same box as the label map; the same for the same `rng`.
+def with_means(contrast: LabelContrast, labels: np.ndarray, mean_of: Mapping[int, float]) -> LabelContrast:
+    """The contrast of the label values `(labels,)` with the means that are given by label; labels without one give no signal and no texture."""
+    mean = np.array([mean_of.get(label, 0.0) for label in labels.tolist()])
+    return LabelContrast(mean, np.where(mean > 0, contrast.texture, 0.0))
 
-    A voxel holds the share of every label in it (partial volume). Noise is that of the acquired slices: where they are thick, the image on
-    the grid is their linear interpolation.
+
+def synthetic_image(
+    label_map: LabelIndex, shape: Sequence[int], ranges: ContrastRanges, rng: np.random.Generator, *, mean_of: Mapping[int, float] | None = None
+) -> np.ndarray:
+    """An image `shape` `([z,] y, x)`, int16 in [0, LEVELS], over the same box as the label map; the same for the same `rng`.
+
+    Of random contrast, or with means by label (shares of full scale) where they are given. A voxel holds the share of every label in it (partial
+    volume). Noise is that of the acquired slices: where they are thick, the image on the grid is their linear interpolation.
     """
     contrast = random_contrast(label_map.labels, ranges, rng)
+    if mean_of is not None:
+        contrast = with_means(contrast, label_map.labels, mean_of)
     acquired = _acquired_shape(label_map, shape, ranges, rng)
     mean, texture = _partial_volume(label_map, contrast, acquired, rng.uniform(*ranges.point_spread_mm))
     spacing = _spacing_mm(label_map, acquired)

@@ -351,3 +351,43 @@ def test_pairs_of_real_heads_share_their_edges_and_not_their_contrast(real_data,
         correlations.append(np.corrcoef(a[labels > 0], b[labels > 0])[0, 1])
     assert np.mean(aligned) > np.mean(apart) + 0.15
     assert np.ptp(correlations) > 0.3
+
+
+EXACT = {"texture": (0, 0), "merge_share": 1.0, "point_spread_mm": (0, 0), "thick_share": 0.0, "gamma": (1, 1), "bias": (0, 0), "noise": (0, 0)}
+"""Images without any fault."""
+
+
+class TestTissues:
+    def test_images_are_a_t1_and_a_t2_of_the_named_tissues_and_the_rest_is_dark(self, root):
+        tissues = {"csf": (3,), "white": (42,), "fat": (99,)}  # label 7 is of no tissue, and 99 does not occur
+        case = found_in(root, per_map=1, tissues=tissues, images=EXACT, subjects=1).cases[0]
+        assert (case.fixed_modality, case.moving_modality, case.group) == ("t1", "t2", "t1-t2")
+        labels = read_volume(case.fixed_labels).array
+        # spin echoes of 400 and 10 ms and of 4000 and 100 ms, water and white matter of the BrainWeb simulator, the brightest is the scale
+        signals = {
+            name: {label: pd * (1 - np.exp(-tr / t1)) * np.exp(-te / t2) for label, pd, t1, t2 in ((3, 1.0, 2569, 329), (42, 0.77, 500, 70))}
+            for name, tr, te in (("fixed", 400, 10), ("moving", 4000, 100))
+        }
+        for name, expected in signals.items():
+            image = read_volume(getattr(case, name)).array
+            brightest = max(expected.values())
+            for label, signal in expected.items():
+                np.testing.assert_allclose(image[labels == label], 4095 * signal / brightest, atol=1)
+            assert not image[np.isin(labels, (0, 7))].any()
+
+    def test_another_tissue_makes_the_images_anew(self, root):
+        first = found_in(root, per_map=1, tissues={"csf": (3,), "white": (42,)}).cases[0]
+        before = read_volume(first.moving).array
+        assert (read_volume(found_in(root, per_map=1, tissues={"white": (3,), "csf": (42,)}).cases[0].moving).array != before).any()
+
+    def test_a_label_of_two_tissues_is_refused(self, root):
+        with pytest.raises(ConcordError, match=r"labels \[3\] in two of them"):
+            found_in(root, tissues={"csf": (3, 7), "white": (42, 3)})
+
+    def test_slices_of_real_anatomies_are_cut_like_others(self, root, tmp_path):
+        cases, _ = found_in(root, per_map=1, tissues={"csf": (3,), "white": (42, 7)}, images=EXACT)
+        write_cases(cases, tmp_path / "cases.csv")
+        cut = create_dataset(
+            "slices", {"root": str(tmp_path / "cases.csv"), "size": (12, 12), "slices": 2, "hold_out": 1, "train": 2, "min_share": 0}
+        )
+        assert {case.fixed_modality + case.moving_modality for case in cut.cases(tmp_path / "cut", Run()).cases} == {"t1t2"}
