@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nets import resatt
 from nets.resatt import ResidualAttention, convolutive_attention, coordinates
 
 
@@ -24,20 +25,69 @@ def by_definition(key, query, value, *, patch=5, step=3, scale=1.0):
 
 
 @pytest.mark.parametrize("size", [(12, 12), (11, 14), (3, 7), (16, 10)])
-@pytest.mark.parametrize("how", [{}, {"patch": 3, "step": 2}, {"scale": 0.1}])
-def test_one_fused_product_is_the_correlation_with_every_patch(size, how):
+@pytest.mark.parametrize(
+    "how", [{}, {"patch": 3, "step": 2}, {"patch": 7, "step": 4}, {"scale": 0.1}, {"patch": 5, "step": 2}, {"patch": 3, "step": 3}]
+)
+def test_the_products_are_the_correlation_with_every_patch(size, how):
     torch.manual_seed(0)
     maps = torch.randn(3, 3, 4, *size) * 0.4
     torch.testing.assert_close(convolutive_attention(*maps, **how), by_definition(*maps, **how), rtol=1e-5, atol=1e-5)
 
 
-def test_derivatives_are_those_of_the_definition():
+@pytest.mark.parametrize("size", [(8, 7), (3, 10), (9, 9)])
+@pytest.mark.parametrize("how", [{}, {"patch": 3, "step": 2, "scale": 0.5}, {"patch": 3, "step": 1}])
+def test_derivatives_are_those_of_the_definition(size, how):
     torch.manual_seed(0)
-    maps = [(0.4 * torch.randn(2, 3, 8, 7, dtype=torch.float64)).requires_grad_() for _ in range(3)]
-    outer = torch.randn(2, 3, 8, 7, dtype=torch.float64)
-    found, expected = (torch.autograd.grad(f(*maps), maps, outer) for f in (convolutive_attention, by_definition))
+    maps = [(0.4 * torch.randn(2, 3, *size, dtype=torch.float64)).requires_grad_() for _ in range(3)]
+    outer = torch.randn(2, 3, *size, dtype=torch.float64)
+    found, expected = (torch.autograd.grad(f(*maps, **how), maps, outer) for f in (convolutive_attention, by_definition))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_derivatives_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 1, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    assert torch.autograd.gradcheck(convolutive_attention, maps)
+
+
+def test_a_chunk_of_rows_changes_nothing(monkeypatch):
+    torch.manual_seed(0)
+    maps = [(0.4 * torch.randn(2, 3, 8, 7, dtype=torch.float64)).requires_grad_() for _ in range(3)]
+    results = []
+    for scores in (2**20, 2 * 10 * 12 * 3, 1):  # all rows at once, three of the eight, one
+        monkeypatch.setattr(resatt, "CHUNK_SCORES", scores)
+        output = convolutive_attention(*maps)
+        chunks = len(output.grad_fn.saved_tensors) - 3
+        results.append((chunks, output, *torch.autograd.grad(output.square().sum(), maps)))
+    assert [chunks for chunks, *_ in results] == [1, 3, 8]
+    for _, *others in results[1:]:
+        for one, other in zip(results[0][1:], others, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_where_no_gradient_is_wanted_no_probabilities_are_kept(monkeypatch):
+    class Kept:
+        def save_for_backward(self, *tensors):
+            self.tensors = tensors
+
+    maps, columns = torch.randn(3, 1, 2, 9, 9), resatt._Columns(5, 3, 9, 9)
+    for wanted, count in ((True, 4), (False, 3)):
+        context = Kept()
+        context.needs_input_grad = (wanted, False, False, False)
+        resatt._SharedColumns.forward(context, *maps, columns)
+        assert len(context.tensors) == count
+
+
+def test_under_autocast_both_ways_are_in_single_precision():
+    torch.manual_seed(0)
+    maps = [torch.randn(1, 2, 7, 7).bfloat16().requires_grad_() for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = convolutive_attention(*maps)
+    expected = by_definition(*(m.float() for m in maps))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(f.sum(), maps) for f in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.01, atol=0.01)
 
 
 def test_items_of_a_batch_do_not_see_each_other():
