@@ -1,8 +1,9 @@
 """What the translation model is fitted with beside MONAI's: value and gradient of the similarities, warp, integration; and its speed.
 
-    python benchmarks/translation_losses.py [--plane 128] [--volume 64] [--bins 48] [--runs 5] [--threads 2]
+    python benchmarks/translation_losses.py [--what NMI NCC …] [--plane 128] [--volume 64] [--bins 48] [--runs 5] [--threads 2]
 
-"Dense" is mutual information as voxelmorph's loss has it: a Gaussian weight of every bin for every sample. Runs of A and B alternate, the
+"Dense" is what voxelmorph's losses do: a Gaussian weight of every bin for every sample, convolutions with windows of ones. "mattes" is our
+mutual information of B-splines, which fits may take in place of Gaussians, against theirs of Gaussians. Runs of A and B alternate, the
 ratio is the median of pairwise ratios; peak memory is that of a fresh process each, less what it held before.
 """
 
@@ -13,16 +14,18 @@ from collections.abc import Callable
 
 import torch
 from common import compared, report
+from torch.nn import functional as F
 
 from metrics.similarity.local_correlation import local_correlation
-from metrics.similarity.parzen import parzen_mutual_information
 from nets.fields import exponential, warp
 from nets.translation import HierarchicalTranslation
 from nets.voxelmorph import VoxelMorph
+from pipeline.learned.translation_losses import comparison
 from pipeline.threads import keep_freed_memory
 
-SEED = 1
+SEED, WINDOW = 1, 9
 Call = Callable[[], torch.Tensor]
+PEERS = {"NMI": ("dense", "MONAI"), "mattes": ("dense", "MONAI"), "NCC": ("dense", "MONAI"), "warp": ("MONAI",), "integration": ("MONAI",)}
 
 
 def images(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,23 +65,36 @@ def dense(fixed: torch.Tensor, moved: torch.Tensor, bins: int) -> torch.Tensor:
     return -(joint * torch.log(joint / (apart + 1e-7) + 1e-7)).sum()
 
 
+def box_correlation(fixed: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+    """Minus the mean squared local correlation, sums over windows by dense convolutions of ones, as voxelmorph has them."""
+    dimension, size = fixed.ndim - 2, WINDOW ** (fixed.ndim - 2)
+    convolve, ones = (F.conv2d, F.conv3d)[dimension - 2], torch.ones(1, 1, *[WINDOW] * dimension)
+    first, second, squares, others, both = (
+        convolve(product, ones, padding=WINDOW // 2) for product in (fixed, moved, fixed * fixed, moved * moved, fixed * moved)
+    )
+    cross = both - first * second / size
+    return -(cross * cross / ((squares - first * first / size) * (others - second * second / size) + 1e-5)).mean()
+
+
 def prepared(what: str, form: str, shape: tuple[int, ...], bins: int) -> Call:
     """The call of one form of what is compared."""
     from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
     from monai.networks.blocks import DVF2DDF, Warp
 
     fixed, moved = images(shape)
-    if what == "NMI":
+    if what in ("NMI", "mattes"):
         gaussian = GlobalMutualInformationLoss(kernel_type="gaussian", num_bins=bins)
+        mine = comparison(what.lower(), bins=bins)
         forms = {
-            "ours": lambda image: parzen_mutual_information(fixed, image, bins=bins),
+            "ours": lambda image: mine(fixed, image),
             "dense": lambda image: dense(fixed, image, bins),
             "MONAI": lambda image: gaussian(image, fixed),
         }
         return with_gradient(forms[form], moved)
     if what == "NCC":
-        theirs = LocalNormalizedCrossCorrelationLoss(spatial_dims=len(shape), kernel_size=9)
-        return with_gradient({"ours": lambda image: local_correlation(fixed, image), "MONAI": lambda image: theirs(image, fixed)}[form], moved)
+        theirs = LocalNormalizedCrossCorrelationLoss(spatial_dims=len(shape), kernel_size=WINDOW)
+        forms = {"ours": local_correlation, "dense": box_correlation, "MONAI": lambda still, image: theirs(image, still)}
+        return with_gradient(lambda image: forms[form](fixed, image), moved)
     if what == "warp":
         block = Warp(mode="bilinear", padding_mode="border")
         return with_gradient({"ours": lambda u: warp(moved, u), "MONAI": lambda u: block(moved, u.flip(1))}[form], field(shape))
@@ -97,6 +113,7 @@ def model(name: str, shape: tuple[int, ...]) -> Call:
 def main() -> None:
     """Print and keep a row a comparison."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--what", nargs="+", choices=[*PEERS, "inference"], default=[*PEERS, "inference"])
     parser.add_argument("--plane", type=int, default=128)
     parser.add_argument("--volume", type=int, default=64)
     parser.add_argument("--bins", type=int, default=48)
@@ -108,14 +125,14 @@ def main() -> None:
     how, rows = {"runs": given.runs, "threads": given.threads}, []
     for shape in ((given.plane,) * 2, (given.volume,) * 3):
         about = {"size": "x".join(map(str, shape)), "threads": given.threads}
-        for what, peers in {"NMI": ("dense", "MONAI"), "NCC": ("MONAI",), "warp": ("MONAI",), "integration": ("MONAI",)}.items():
-            for peer in peers:
-                small = (what, peer, (16,) * len(shape), given.bins)
-                found = compared(prepared, (what, "ours", shape, given.bins), (what, peer, shape, given.bins), small=small, **how)
-                rows.append(about | {"what": f"{what}, value and gradient", "first": "ours", "second": peer} | found)
-                print(rows[-1], flush=True)
-        both = (("hierarchical", shape), ("VoxelMorph", shape))
-        rows.append(about | {"what": "inference of one pair", "first": "hierarchical", "second": "VoxelMorph"} | compared(model, *both, **how))
+        for what, peer in [(what, peer) for what, peers in PEERS.items() for peer in peers if what in given.what]:
+            small = (what, peer, (16,) * len(shape), given.bins)
+            found = compared(prepared, (what, "ours", shape, given.bins), (what, peer, shape, given.bins), small=small, **how)
+            rows.append(about | {"what": f"{what}, value and gradient", "first": "ours", "second": peer} | found)
+            print(rows[-1], flush=True)
+        if "inference" in given.what:
+            both = (("hierarchical", shape), ("VoxelMorph", shape))
+            rows.append(about | {"what": "inference of one pair", "first": "hierarchical", "second": "VoxelMorph"} | compared(model, *both, **how))
     report(rows, "translation_losses")
 
 

@@ -19,15 +19,14 @@ from collections.abc import Callable
 import torch
 from common import compared, report
 from torch import nn
-from torch.nn import functional as F
-from translation_losses import dense, images
+from translation_losses import box_correlation, dense, images
 
 from nets.translation import HierarchicalTranslation
 from nets.voxelmorph import VoxelMorph
 from pipeline.learned.translation_losses import LossWeights, coarse_loss, comparison
 from pipeline.threads import keep_freed_memory
 
-SEED, WINDOW, BINS = 1, 9, 48
+SEED, BINS = 1, 48
 Call = Callable[[], object]
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,17 +41,6 @@ def voxelmorph_network(shape: tuple[int, ...], *, bidirectional: bool) -> nn.Mod
     except ImportError as error:
         raise SystemExit(f"voxelmorph 0.2: {error}; expected it and what it imports on PYTHONPATH: see the head of this file") from error
     return VxmDense(shape, int_steps=7, int_downsize=2, bidir=bidirectional)
-
-
-def box_correlation(fixed: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
-    """Minus the mean squared local correlation, sums over windows by dense convolutions of ones, as voxelmorph has them."""
-    dimension, size = fixed.ndim - 2, WINDOW ** (fixed.ndim - 2)
-    convolve, ones = (F.conv2d, F.conv3d)[dimension - 2], torch.ones(1, 1, *[WINDOW] * dimension)
-    first, second, squares, others, both = (
-        convolve(product, ones, padding=WINDOW // 2) for product in (fixed, moved, fixed * fixed, moved * moved, fixed * moved)
-    )
-    cross = both - first * second / size
-    return -(cross * cross / ((squares - first * first / size) * (others - second * second / size) + 1e-5)).mean()
 
 
 def squared_differences(field: torch.Tensor) -> torch.Tensor:
