@@ -206,6 +206,24 @@ def without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "fit"}
 
 
+def without_null_studies(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content less the studies that are null, which is how one is left out at a scale, the fits to their cases, and the methods that need those."""
+    groups = {name: content.get(name) for name in ("studies", "fits", "methods")}
+    if not all(isinstance(group, Mapping) for group in groups.values()):
+        return {**content}
+    gone = {name for name, study in groups["studies"].items() if study is None}
+    unfitted = {name for name, fit in groups["fits"].items() if _named(fit, "study") & gone}
+    needy = {name for name, method in groups["methods"].items() if _named(method, "fit") & unfitted}
+    dropped = {"studies": gone, "fits": unfitted, "methods": needy}
+    return {**content, **{group: {k: v for k, v in groups[group].items() if k not in names} for group, names in dropped.items()}}
+
+
+def _named(settings: Any, key: str) -> set[Any]:
+    """What `key` of the settings names, one or several."""
+    found = settings.get(key) if isinstance(settings, Mapping) else None
+    return {name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)}
+
+
 def with_folds(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with every fit of `folds: N`, and no fold, replaced by N fits, each of which holds one fold out."""
     fits = content.get("fits")
@@ -252,7 +270,7 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     from pipeline.config_checks import check_references
 
     try:
-        config = Config.model_validate(with_folds(at_scale(dict(content), scale)))
+        config = Config.model_validate(with_folds(without_null_studies(at_scale(dict(content), scale))))
     except ValidationError as error:
         raise ConcordError(explain(error, "config.yaml", Config)) from error
     check_references(config)

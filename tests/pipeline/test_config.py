@@ -130,9 +130,9 @@ def changed(path: str, value) -> dict:
         ("fits/resatt/dataset", "acdc", "fits.resatt-fold-0.*expected either dataset or study"),
         ("fits/resatt/folds", 1, "fits.resatt.folds: 1 is not valid"),
         ("fits/resatt/folds", "five", "fits.resatt.folds: 'five' is not valid"),
-        ("fits/resatt/fold", 5, "fits.resatt.*fold 5: expected one of 0 to 2"),
+        ("fits/resatt/fold", 5, "fits.resatt.*fold 5: expected one of 0 to 1"),
         ("fits/resatt/epoch", 1, "fits.resatt-fold-0.epoch: unknown key; did you mean 'epochs'"),
-        ("fits/resatt-fold-2", {"learner": "field-network", "study": "cardiac"}, "fits.resatt-fold-2: there twice, once as a fold"),
+        ("fits/resatt-fold-1", {"learner": "field-network", "study": "cardiac"}, "fits.resatt-fold-1: there twice, once as a fold"),
         ("methods/resatt/fit", "resat", "methods.resatt.fit: no 'resat'; did you mean 'resatt"),
     ],
 )
@@ -197,6 +197,18 @@ def test_a_fit_that_names_its_fold_or_no_folds_stays_one(chosen):
 def test_a_fold_belongs_to_the_fit_whose_whole_name_stands_before_it():
     config = parse_config(with_fits(a={"folds": 2}, **{"a-fold": {"folds": 2}, "a-r1": {"folds": 2}}))
     assert config.fits_of("net") == ("a-fold-0", "a-fold-1")
+
+
+def test_a_study_that_is_null_at_a_scale_is_left_out_there_with_its_fits_and_their_methods():
+    content = own_config()
+    content["studies"]["cardiac"] = {"smoke": content["studies"]["cardiac"], "laptop": None}
+    content["studies"]["cardiac-stacks"] = {"smoke": content["studies"]["cardiac-stacks"], "laptop": None}
+    config = parse_config({**content, "scale": "laptop"})
+    assert not {"cardiac", "cardiac-stacks"} & config.studies.keys() and "prostate" in config.studies
+    assert not any(name.startswith("resatt") for name in (*config.fits, *config.methods)) and "attention-1" in config.methods
+    assert "cardiac" in parse_config({**content, "scale": "smoke"}).studies
+    with pytest.raises(ConcordError, match=r"studies\.cardiac: no value at scale 'paper'"):
+        parse_config({**content, "scale": "paper"})
 
 
 def test_a_scale_chooses_the_number_of_folds_before_they_are_made():
