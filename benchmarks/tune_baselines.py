@@ -50,7 +50,7 @@ def main() -> None:
     cases = validation_cases(given.scale, given.study, given.split, given.most)
     run, rows = Run(threads=config.threads, seed=config.seed), []
     for candidate in given.candidates:
-        settings = {**config.methods.get(given.method, {}), "use": given.method, **candidate}
+        settings = {**(config.method(given.method) if given.method in config.methods else {"use": given.method}), **candidate}
         rows.append({"settings": json.dumps(candidate)} | compared(given.study, cases, settings, run))
         print(rows[-1], flush=True)
     report(rows, f"tuning-{given.study}-{given.method}")

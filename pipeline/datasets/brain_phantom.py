@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,7 +14,8 @@ from pipeline.cases import Case
 from pipeline.datasets.keeping import code_digest, is_kept, keep, subject_seed
 from pipeline.datasets.layout import Subject
 from pipeline.datasets.pairing import PairedDataset
-from pipeline.datasets.phantoms.brain import BrainPhantom, BrainSubject, make_subject, true_displacement_mm
+from pipeline.datasets.phantoms.brain import BrainPhantom, displacement_between_mm, make_map, make_subject
+from pipeline.datasets.phantoms.deformation import TemplateMap
 from pipeline.datasets.registry import Found
 from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume
@@ -98,10 +99,9 @@ class _Maker:
         for name, array in (subject.images | {"regions": subject.regions, "tissue": subject.tissue}).items():
             write_volume(Volume(array, subject.geometry, f"{self.name} {name}"), paths[name])
 
-    def without_images(self) -> BrainSubject:
-        """The subject with its map alone."""
-        subject = make_subject(self.phantom, self.seed)
-        return replace(subject, images={}, tissue=subject.tissue[:0], regions=subject.regions[:0])
+    def map(self) -> TemplateMap:
+        """The subject's map to the template and back."""
+        return make_map(self.phantom, self.seed)
 
 
 def _with_truth(cases: list[Case], makers: dict[str, _Maker], folder: Path, run: Run) -> list[Case]:
@@ -112,7 +112,7 @@ def _with_truth(cases: list[Case], makers: dict[str, _Maker], folder: Path, run:
 
     phantom = next(iter(makers.values())).phantom
     grid = truth_grid(phantom.geometry)
-    map_of = lru_cache(maxsize=max(2, MAPS_BYTES // (36 * int(np.prod(phantom.geometry.size)))))(lambda name: makers[name].without_images())
+    map_of = lru_cache(maxsize=max(2, MAPS_BYTES // (36 * int(np.prod(phantom.geometry.size)))))(lambda name: makers[name].map())
     pairs = sorted({(case.subject, case.moving_subject or case.subject) for case in cases})
     truth = {}
     for number, (fixed, moving) in enumerate(pairs):
@@ -122,7 +122,7 @@ def _with_truth(cases: list[Case], makers: dict[str, _Maker], folder: Path, run:
             if fixed == moving:
                 write_transform(Linear.identity(grid.dimension), path)
             else:
-                write_transform(DisplacementField(true_displacement_mm(replace(map_of(fixed), geometry=grid), map_of(moving)), grid), path)
+                write_transform(DisplacementField(displacement_between_mm(map_of(fixed), map_of(moving), grid), grid), path)
             keep(path.with_suffix(".json"), made_from)
         truth[fixed, moving] = path
         run.report("true transforms", (number + 1) / len(pairs))

@@ -137,8 +137,13 @@ class BrainSubject:
 
 def true_displacement_mm(fixed: BrainSubject, moving: BrainSubject) -> np.ndarray:
     """The true transform: displacement `([z,] y, x, d)` in mm, LPS, on the fixed grid, to the same point of anatomy in `moving`."""
-    points = fixed.geometry.grid_points()
-    return moving.template_map.from_template(fixed.template_map.to_template(points)) - points
+    return displacement_between_mm(fixed.template_map, moving.template_map, fixed.geometry)
+
+
+def displacement_between_mm(fixed: TemplateMap, moving: TemplateMap, grid: Geometry) -> np.ndarray:
+    """Displacement `([z,] y, x, d)` in mm, LPS, on a grid in the fixed subject's space, to the same point of anatomy in the moving one."""
+    points = grid.grid_points()
+    return moving.from_template(fixed.to_template(points)) - points
 
 
 def make_subject(settings: BrainPhantom, seed: int) -> BrainSubject:
@@ -146,8 +151,8 @@ def make_subject(settings: BrainPhantom, seed: int) -> BrainSubject:
     if seed < 0:
         raise ConcordError(f"brain phantom: seed {seed}; expected zero or more")
     geometry, head = settings.geometry, POPULATIONS[settings.population].head
-    shape_rng, pose_rng, scan_rng, lesion_rng = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    template_map = TemplateMap(geometry, np.linalg.inv(_random_pose(settings, pose_rng)), _velocity(settings, shape_rng))
+    _, _, scan_rng, lesion_rng = _generators(seed)
+    template_map = make_map(settings, seed)
     points = template_map.to_template(geometry.grid_points())
     fractions, regions = _anatomy(points, blurred_template(head, settings.spacing_mm), settings.slice_mm)
     lesion = np.zeros((0, *geometry.shape), dtype=np.float32)
@@ -160,6 +165,17 @@ def make_subject(settings: BrainPhantom, seed: int) -> BrainSubject:
     images = _scan(np.concatenate([fractions, lesion]), tissues, settings, scan_rng)
     subject = BrainSubject(geometry, images, _tissue(fractions, lesion), regions, template_map)
     return _stripped(subject, fractions, lesion, points) if settings.skull_strip else subject
+
+
+def make_map(settings: BrainPhantom, seed: int) -> TemplateMap:
+    """The map between the subject of a seed and the template alone, without its images."""
+    shape_rng, pose_rng, *_ = _generators(seed)
+    return TemplateMap(settings.geometry, np.linalg.inv(_random_pose(settings, pose_rng)), _velocity(settings, shape_rng))
+
+
+def _generators(seed: int) -> list[np.random.Generator]:
+    """Random numbers for shape, pose, scan and lesion, so that one does not depend on another."""
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
 
 
 def _stripped(subject: BrainSubject, fractions: np.ndarray, lesion: np.ndarray, points_mm: np.ndarray) -> BrainSubject:

@@ -18,6 +18,7 @@ from pipeline.datasets.phantoms.brain import (
     TISSUE_NAMES,
     BrainPhantom,
     BrainSubject,
+    make_map,
     make_subject,
     true_displacement_mm,
 )
@@ -126,6 +127,12 @@ class TestDeformation:
         points = np.random.default_rng(seed).uniform(-20, 20, (50, 2))
         there_and_back = TemplateMap(geometry, affine, velocity)
         assert np.abs(there_and_back.from_template(there_and_back.to_template(points)) - points).max() < 0.3
+
+
+def test_the_map_alone_is_that_of_the_subject():
+    whole, alone = subject(3).template_map, make_map(COARSE, 3)
+    np.testing.assert_array_equal(alone.affine, whole.affine)
+    np.testing.assert_array_equal(alone.velocity_vx, whole.velocity_vx)
 
 
 class TestAcquisition:
