@@ -11,7 +11,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -120,20 +119,15 @@ class BSpline(Transform):
 
     def points(self, points_mm: np.ndarray) -> np.ndarray:
         """Moving points `(n, d)` in mm: the tensor product of cubic B-splines over 4 control points an axis."""
+        from scipy.ndimage import map_coordinates
+
         points_mm = np.asarray(points_mm, dtype=float)
-        index = self.grid.index_at(points_mm)
-        size = np.asarray(self.grid.size)
+        index, size = self.grid.index_at(points_mm), np.asarray(self.grid.size)
         inside = np.all((index >= 1) & (index <= size - 2), axis=-1)
-        index = np.clip(index, 1, size - 2)
-        first = np.clip(np.floor(index).astype(int) - 1, 0, size - 4)
-        weights = cubic_weights(index - first)  # (n, d, 4)
-        moved = np.zeros_like(points_mm)
-        flat = self.coefficients_mm.reshape(self.dimension, -1)
-        for corner in product(range(4), repeat=self.dimension):  # the 16 or 64 neighbours, all points at once
-            weight = np.prod([weights[:, axis, c] for axis, c in enumerate(corner)], axis=0)
-            where = np.ravel_multi_index(tuple((first + corner).T[::-1]), self.grid.shape)
-            moved += weight[:, None] * flat[:, where].T
-        return points_mm + moved * inside[:, None]
+        where = np.clip(index, 1, size - 2).T[::-1]
+        # coefficients are given, so that nothing is to be filtered before
+        moved = [map_coordinates(part, where, order=3, mode="nearest", prefilter=False) for part in self.coefficients_mm]
+        return points_mm + np.stack(moved, axis=-1) * inside[:, None]
 
     def displacement_mm(self, geometry: Geometry) -> np.ndarray:
         """Displacement on `geometry`; separable (one small matrix an axis) where the axes of both grids are parallel."""
