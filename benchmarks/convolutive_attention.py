@@ -4,9 +4,8 @@
 
 The ReSAtt cell against the paper's definition, in which the patches of an item are the filters of its own convolutions, item by item; a
 training step of the U-Net with cells against the one without; one pair through the network, on two threads whatever `--threads` says;
-our warp and SSIM against MONAI's on one image of
-the same size, value and gradient. Runs of A and B alternate, the ratio is the median of pairwise ratios, and outputs are compared. Peak
-memory is that of a fresh process each, less what it held before.
+our warp and SSIM against MONAI's on one image of the same size, value and gradient. Runs of A and B alternate, the ratio is the median of
+pairwise ratios, and outputs are compared. Peak memory is that of a fresh process each, less what it held before.
 """
 
 from __future__ import annotations

@@ -208,14 +208,12 @@ def without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_null_studies(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content less the studies that are null, which is how one is left out at a scale, the fits to their cases, and the methods that need those."""
-    groups = {name: content.get(name) for name in ("studies", "fits", "methods")}
-    if not all(isinstance(group, Mapping) for group in groups.values()):
-        return {**content}
-    gone = {name for name, study in groups["studies"].items() if study is None}
-    unfitted = {name for name, fit in groups["fits"].items() if _named(fit, "study") & gone}
-    needy = {name for name, method in groups["methods"].items() if _named(method, "fit") & unfitted}
+    studies, fits, methods = (content[name] if isinstance(content.get(name), Mapping) else {} for name in ("studies", "fits", "methods"))
+    gone = {name for name, study in studies.items() if study is None}
+    unfitted = {name for name, fit in fits.items() if _named(fit, "study") & gone}
+    needy = {name for name, method in methods.items() if _named(method, "fit") & unfitted}
     dropped = {"studies": gone, "fits": unfitted, "methods": needy}
-    return {**content, **{group: {k: v for k, v in groups[group].items() if k not in names} for group, names in dropped.items()}}
+    return {**content, **{group: {k: v for k, v in content[group].items() if k not in names} for group, names in dropped.items() if names}}
 
 
 def _named(settings: Any, key: str) -> set[Any]:

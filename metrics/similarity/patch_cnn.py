@@ -36,8 +36,8 @@ class PatchCnnSimilarity:
     `grid`, with s the network's stride (4 in the paper; it calls for a dense grid, as the derivative is rough otherwise):
     "shift" moves the grid by another offset of `{0..s-1}^d` each iteration, in a fixed shuffled order (ours: the roughness averages
     out over iterations); "sparse" moves likewise a grid of every second patch along each axis (ours: the last convolution that sees
-    more than one voxel takes twice its stride, which saves half the time); "overlap" takes every patch at half the stride (ours: the network's last stride becomes a dilation, which
-    shares the layers before it); "fixed" is the plain grid from the first voxel.
+    more than one voxel takes twice its stride, which saves nearly half the time); "overlap" takes every patch at half the stride (ours:
+    the network's last stride becomes a dilation, which shares the layers before it); "fixed" is the plain grid from the first voxel.
 
     `most_outputs` bounds memory: patches are evaluated in slabs of at most so many, one plane of them at least. `precision` "bf16"
     halves the time on processors that have it; single voxels' derivatives are then off by some 5 %, that of a translation by 0.2 %.

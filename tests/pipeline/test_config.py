@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline.cases import Case
-from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_config
+from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_config, without_null_studies
 from pipeline.errors import ConcordError
 
 ROOT = Path(__file__).parents[2]
@@ -209,6 +209,10 @@ def test_a_study_that_is_null_at_a_scale_is_left_out_there_with_its_fits_and_the
     assert "cardiac" in parse_config({**content, "scale": "smoke"}).studies
     with pytest.raises(ConcordError, match=r"studies\.cardiac: no value at scale 'paper'"):
         parse_config({**content, "scale": "paper"})
+
+
+def test_a_null_study_goes_also_where_nothing_is_fitted():
+    assert without_null_studies({"studies": {"a": None, "b": {}}, "seed": 1}) == {"studies": {"b": {}}, "seed": 1}
 
 
 def test_a_scale_chooses_the_number_of_folds_before_they_are_made():
