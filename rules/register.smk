@@ -9,10 +9,10 @@ rule register:
         f"{OUT}/logs/register/{{study}}/{{method}}-{{batch}}.log",
     benchmark:
         f"{OUT}/benchmarks/register/{{study}}/{{method}}-{{batch}}.tsv"
-    # a case that takes the process down is left out at the third attempt; the finished ones are not run again
-    retries: 2
     # the longest jobs are classical registrations: they start first, so that none of them is left for the end
     priority: 1
+    # a case that takes the process down is left out at the third attempt; the finished ones are not run again
+    retries: 2
     threads: settings.threads
     resources:
         mem_mb=4000,
