@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import ConcordError
+from pipeline.itk_classes import itk_class
 from pipeline.volumes import Geometry
 
 INVERSE_TOLERANCE_MM = 1e-3
@@ -306,21 +307,21 @@ def to_itk(transform: Transform) -> Any:
 
     d = transform.dimension
     if isinstance(transform, Composite):
-        composite = itk.CompositeTransform[itk.D, d].New()
+        composite = itk_class("CompositeTransform", f"D{d}").New()
         for part in reversed(transform.parts):  # ITK applies the transform added last first
             composite.AddTransform(to_itk(part))
         return composite
     if isinstance(transform, Linear):
         return _linear_to_itk(transform)
     if isinstance(transform, BSpline):
-        spline = itk.BSplineTransform[itk.D, d, 3].New()
+        spline = itk_class("BSplineTransform", f"D{d}3").New()
         grid = transform.grid
         spline.SetFixedParameters(_parameters([*grid.size, *grid.origin_mm, *grid.spacing_mm, *np.ravel(grid.direction)]))
         spline.SetParameters(_parameters(transform.coefficients_mm.ravel()))
         return spline
     if isinstance(transform, Field):
         grid = transform.geometry
-        result = itk.DisplacementFieldTransform[itk.D, d].New()
+        result = itk_class("DisplacementFieldTransform", f"D{d}").New()
         result.SetFixedParameters(_parameters([*grid.size, *grid.origin_mm, *grid.spacing_mm, *np.ravel(grid.direction)]))
         itk.array_view_from_image(result.GetDisplacementField())[...] = transform.field_mm
         return result
@@ -359,11 +360,11 @@ def _linear_to_itk(transform: Linear) -> Any:
 
     d = transform.dimension
     if transform.kind == "translation":
-        result = itk.TranslationTransform[itk.D, d].New()
+        result = itk_class("TranslationTransform", f"D{d}").New()
         result.SetParameters(_parameters(transform.offset_mm))
         return result
-    types = {"rigid": f"Euler{d}DTransform", "similarity": f"Similarity{d}DTransform"}
-    result = getattr(itk, types[transform.kind])[itk.D].New() if transform.kind in types else itk.AffineTransform[itk.D, d].New()
+    types = {"rigid": (f"Euler{d}DTransform", "D"), "similarity": (f"Similarity{d}DTransform", "D"), "affine": ("AffineTransform", f"D{d}")}
+    result = itk_class(*types[transform.kind]).New()
     centre = np.zeros(d) if transform.centre_mm is None else np.asarray(transform.centre_mm, dtype=float)
     result.SetCenter(centre.tolist())
     if transform.kind == "affine":
@@ -375,10 +376,8 @@ def _linear_to_itk(transform: Linear) -> Any:
 
 
 def _parameters(values: Sequence[float] | np.ndarray) -> Any:
-    import itk
-
     flat = np.ascontiguousarray(values, dtype=np.float64)
-    parameters = itk.OptimizerParameters[itk.D](len(flat))
+    parameters = itk_class("OptimizerParameters", "D")(len(flat))
     for index, value in enumerate(flat.tolist()):
         parameters.SetElement(index, value)
     return parameters

@@ -22,6 +22,7 @@ from pipeline.classical.pyramid import (
     zero_field,
 )
 from pipeline.errors import ConcordError
+from pipeline.itk_classes import itk_class
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import resample, smooth, warp
 from pipeline.transforms import Field, Transform, compose
@@ -68,7 +69,9 @@ class Demons(Method):
         """ITK's Demons, and elastix where there is a linear stage."""
         import itk
 
-        _ = itk.DiffeomorphicDemonsRegistrationFilter, itk.HistogramMatchingImageFilter, itk.image_from_array
+        _ = itk.image_from_array, itk_class("DiffeomorphicDemonsRegistrationFilter", "IF3IF3IVF33")
+        if self.histogram_matching:
+            itk_class("HistogramMatchingImageFilter", "IF3IF3")
         load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
@@ -103,11 +106,9 @@ class Demons(Method):
 
     def _method(self, images: list[Any], before: Field, level: int) -> Any:
         """ITK's filter for one level, ready to run."""
-        import itk
-
         grid = before.geometry
-        vectors, kind = itk.Image[itk.Vector[itk.F, grid.dimension], grid.dimension], itk.Image[itk.F, grid.dimension]
-        method = itk.DiffeomorphicDemonsRegistrationFilter[kind, kind, vectors].New()
+        kinds = 2 * f"IF{grid.dimension}" + f"IVF{2 * str(grid.dimension)}"
+        method = itk_class("DiffeomorphicDemonsRegistrationFilter", kinds).New()
         method.SetFixedImage(images[0])
         method.SetMovingImage(images[1])
         method.SetInitialDisplacementField(_vector_image(before))
@@ -139,8 +140,7 @@ def _histogram_matched(moving: Volume, fixed: Volume) -> Volume:
     """The moving volume with the grey-value quantiles of the fixed one, those under the mean (background) set aside (Nyul et al., 2000)."""
     import itk
 
-    kind = itk.Image[itk.F, fixed.dimension]
-    matcher = itk.HistogramMatchingImageFilter[kind, kind].New()
+    matcher = itk_class("HistogramMatchingImageFilter", 2 * f"IF{fixed.dimension}").New()
     matcher.SetReferenceImage(image_of(fixed, np.float32))
     matcher.SetSourceImage(image_of(moving, np.float32))
     matcher.SetNumberOfHistogramLevels(256)

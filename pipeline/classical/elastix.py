@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.classical.elastix_run import ParameterMap, register_images
+from pipeline.classical.elastix_run import ParameterMap, load_elastix, register_images
 from pipeline.methods import Method, Pair, Run
 from pipeline.starting import FEWEST_SAMPLES, Initialise, common_voxels, masked_by_threshold, placed_earlier, starting_shift
 from pipeline.transforms import Linear, Transform, compose
@@ -66,9 +66,7 @@ class ElastixMethod(Method):
 
     def load(self) -> None:
         """elastix and what brings images to it."""
-        import itk
-
-        _ = itk.ElastixRegistrationMethod, itk.ParameterObject, itk.image_from_array, itk.MultiThreaderBase
+        load_elastix()
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The transform from fixed to moving points.

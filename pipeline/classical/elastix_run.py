@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.classical.pyramid import itk_threads
 from pipeline.errors import ConcordError
 from pipeline.interchange import from_elastix
+from pipeline.itk_classes import itk_class
 from pipeline.methods import Pair
 from pipeline.transforms import Transform
 from pipeline.volumes import Volume, to_itk
@@ -25,15 +26,19 @@ _REASONS = (
 )
 
 
+def load_elastix() -> None:
+    """elastix and what brings images to it."""
+    import itk
+
+    _ = itk.image_from_array, itk_class("ElastixRegistrationMethod", "IF3IF3"), itk_class("ParameterObject")
+
+
 def register_images(images: Sequence[tuple[Volume, Volume]], maps: Sequence[ParameterMap], pair: Pair, *, threads: int) -> Transform:
     """Run elastix on channels of fixed and moving images, one stage a parameter map; the masks are those of `pair`.
 
     Raises `ConcordError` in one line that names the pair and elastix's reason.
     """
-    import itk
-
-    image_type = itk.Image[itk.F, pair.fixed.dimension]
-    elastix = itk.ElastixRegistrationMethod[image_type, image_type].New()
+    elastix = itk_class("ElastixRegistrationMethod", 2 * f"IF{pair.fixed.dimension}").New()
     for fixed, moving in images:
         elastix.AddFixedImage(to_itk(fixed, np.float32))
         elastix.AddMovingImage(to_itk(moving, np.float32))
@@ -41,7 +46,7 @@ def register_images(images: Sequence[tuple[Volume, Volume]], maps: Sequence[Para
         elastix.SetFixedMask(_mask(pair.fixed_mask))
     if pair.moving_mask is not None:
         elastix.SetMovingMask(_mask(pair.moving_mask))
-    parameters = itk.ParameterObject.New()
+    parameters = itk_class("ParameterObject").New()
     for values in maps:
         parameters.AddParameterMap(values)
     elastix.SetParameterObject(parameters)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import ConcordError
+from pipeline.itk_classes import itk_class
 from pipeline.methods import Pair, Run
 from pipeline.transforms import Field, Linear, Transform, to_itk
 from pipeline.volumes import Geometry, Volume
@@ -130,11 +131,9 @@ def itk_field(field: Field, inverse: Field | None = None) -> Any:
 
 def itk_mask(mask: Volume) -> Any:
     """A mask as ITK's metrics take it."""
-    import itk
-
     from pipeline.volumes import to_itk as image_of
 
-    shape = itk.ImageMaskSpatialObject[mask.dimension].New()
+    shape = itk_class("ImageMaskSpatialObject", str(mask.dimension)).New()
     shape.SetImage(image_of(mask.with_array(mask.array != 0), np.uint8))
     shape.Update()
     return shape

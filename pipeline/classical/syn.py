@@ -25,11 +25,13 @@ from pipeline.classical.pyramid import (
     zero_field,
 )
 from pipeline.errors import ConcordError
+from pipeline.itk_classes import itk_class
 from pipeline.methods import Method, Pair, Run
 from pipeline.transforms import Field, Linear, Transform, compose, from_itk, to_itk
 from pipeline.volumes import Geometry
 from pipeline.volumes import to_itk as image_of
 
+METRICS = {"mi": "MattesMutualInformationImageToImageMetricv4", "cc": "ANTSNeighborhoodCorrelationImageToImageMetricv4"}
 UPDATE_SIGMA_VX = 3**0.5
 """Sigma of the update's smoothing unless told in mm: variance 3 voxels, ITK's and ANTs' default."""
 
@@ -74,7 +76,7 @@ class SyN(Method):
         """ITK's SyN, and elastix where there is a linear stage."""
         import itk
 
-        _ = itk.SyNImageRegistrationMethod, itk.MattesMutualInformationImageToImageMetricv4, itk.ANTSNeighborhoodCorrelationImageToImageMetricv4
+        _ = itk.image_from_array, itk_class("SyNImageRegistrationMethod", "F3F3"), itk_class(METRICS[self.metric], "IF3IF3")
         load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
@@ -115,11 +117,8 @@ class SyN(Method):
 
     def _method(self, pair: Pair, start: Linear) -> Any:
         """ITK's method, ready to run."""
-        import itk
-
         geometry, levels = pair.fixed.geometry, len(self.shrink_factors)
-        kind = itk.Image[itk.F, pair.fixed.dimension]
-        method = itk.SyNImageRegistrationMethod[kind, kind].New()
+        method = itk_class("SyNImageRegistrationMethod", 2 * f"F{geometry.dimension}").New()
         method.SetFixedImage(image_of(pair.fixed, np.float32))
         method.SetMovingImage(image_of(pair.moving, np.float32))
         method.SetMovingInitialTransform(to_itk(start))
@@ -143,14 +142,10 @@ class SyN(Method):
         return method
 
     def _metric(self, pair: Pair) -> Any:
-        import itk
-
-        kind = itk.Image[itk.F, pair.fixed.dimension]
+        metric = itk_class(METRICS[self.metric], 2 * f"IF{pair.fixed.dimension}").New()
         if self.metric == "mi":
-            metric = itk.MattesMutualInformationImageToImageMetricv4[kind, kind].New()
             metric.SetNumberOfHistogramBins(self.bins)
         else:
-            metric = itk.ANTSNeighborhoodCorrelationImageToImageMetricv4[kind, kind].New()
             metric.SetRadius([self.radius_vx] * pair.fixed.dimension)
         # gradients of the warped images by central differences, not by a recursive Gaussian over the whole image at every iteration
         metric.SetUseFixedImageGradientFilter(False)
@@ -182,9 +177,7 @@ def _put(transform: Any, field: Field, inverse: Field) -> None:
 
 
 def _per_axis(factors: tuple[int, ...]) -> Any:
-    import itk
-
-    shrink = itk.FixedArray[itk.UI, len(factors)]()
+    shrink = itk_class("FixedArray", f"UI{len(factors)}")()
     for axis, factor in enumerate(factors):
         shrink.SetElement(axis, factor)
     return shrink
