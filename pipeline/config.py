@@ -11,17 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.attention import AttentionSettings
 from pipeline.clinical import ClinicalSettings
+from pipeline.config_content import FOLD, SCALES, Scale, content_at
 from pipeline.errors import ConcordError, explain
 from pipeline.methods import METHODS, create_method
 from pipeline.optimise.landscape import Probe
 from pipeline.prepare import PrepareSettings
 from pipeline.table_settings import TableSettings, TestName
 from pipeline.translation_figures import PartsSettings, TranslatedSettings
-
-Scale = Literal["smoke", "laptop", "paper"]
-SCALES: tuple[str, ...] = ("smoke", "laptop", "paper")
-FOLD = "-fold-"
-"""Between a fit's name and the number of the fold that it holds out."""
 
 
 class _Settings(BaseModel):
@@ -206,44 +202,6 @@ def without_fit(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "fit"}
 
 
-def without_null_studies(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content less the studies that are null, which is how one is left out at a scale, the fits to their cases, and the methods that need those."""
-    studies, fits, methods = (content[name] if isinstance(content.get(name), Mapping) else {} for name in ("studies", "fits", "methods"))
-    gone = {name for name, study in studies.items() if study is None}
-    unfitted = {name for name, fit in fits.items() if _named(fit, "study") & gone}
-    needy = {name for name, method in methods.items() if _named(method, "fit") & unfitted}
-    dropped = {"studies": gone, "fits": unfitted, "methods": needy}
-    return {**content, **{group: {k: v for k, v in content[group].items() if k not in names} for group, names in dropped.items() if names}}
-
-
-def _named(settings: Any, key: str) -> set[Any]:
-    """What `key` of the settings names, one or several."""
-    found = settings.get(key) if isinstance(settings, Mapping) else None
-    return {name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)}
-
-
-def with_folds(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with every fit of `folds: N`, and no fold, replaced by N fits, each of which holds one fold out."""
-    fits = content.get("fits")
-    if not isinstance(fits, Mapping):
-        return dict(content)
-    every: dict[str, Any] = {}
-    for name, fit in fits.items():
-        made = {f"{name}{FOLD}{fold}": {**fit, "fold": fold} for fold in range(_folds_of(fit))} or {name: fit}
-        if twice := every.keys() & made.keys():
-            raise ConcordError(
-                f"config.yaml.fits.{min(twice)}: there twice, once as a fold of another fit; expected one of that name: call one differently"
-            )
-        every |= made
-    return {**content, "fits": every}
-
-
-def _folds_of(fit: Any) -> int:
-    """How many fits a cross-validated one stands for; 0 for one that is not, or whose number the learner will refuse."""
-    folds = fit.get("folds") if isinstance(fit, Mapping) and "fold" not in fit else None
-    return folds if type(folds) is int and folds > 1 else 0
-
-
 def load_config(path: Path | str, *, scale: str | None = None) -> Config:
     """Read and check config.yaml. Raises `ConcordError` naming the key, the value and what is allowed."""
     import yaml
@@ -268,24 +226,11 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     from pipeline.config_checks import check_references
 
     try:
-        config = Config.model_validate(with_folds(without_null_studies(at_scale(dict(content), scale))))
+        config = Config.model_validate(content_at(content, scale))
     except ValidationError as error:
         raise ConcordError(explain(error, "config.yaml", Config)) from error
     check_references(config)
     return config
-
-
-def at_scale(value: Any, scale: str, key: str = "") -> Any:
-    """`value` with every mapping from scales to values replaced by the value at `scale`."""
-    if isinstance(value, Mapping):
-        if value and set(value) <= set(SCALES):
-            if scale not in value:
-                raise ConcordError(f"{key}: no value at scale {scale!r}; given: {', '.join(map(str, value))}")
-            return at_scale(value[scale], scale, key)
-        return {name: at_scale(inner, scale, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [at_scale(inner, scale, key) for inner in value]
-    return value
 
 
 def json_schema() -> dict[str, Any]:
@@ -296,7 +241,10 @@ def json_schema() -> dict[str, Any]:
 
     schema = Config.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["description"] = "config.yaml; any value may be given as a mapping from scales to values: {smoke: …, laptop: …, paper: …}"
+    schema["description"] = (
+        "config.yaml; any value may be given as a mapping from scales to values: {smoke: …, laptop: …, paper: …}; "
+        "a study, a fit or a method may name the `scales` at which it is there (default: all)"
+    )
     schema["x-methods"] = {name: method_class(name).model_json_schema() for name in METHODS}
     schema["x-datasets"] = {name: dataset_class(name).model_json_schema() for name in DATASETS}
     schema["x-learners"] = {name: learner_class(name).model_json_schema() for name in LEARNERS}

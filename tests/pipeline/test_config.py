@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pipeline.cases import Case
-from pipeline.config import SCALES, at_scale, json_schema, load_config, parse_config, without_null_studies
+from pipeline.config import json_schema, load_config, parse_config
+from pipeline.config_content import SCALES, at_scale, content_at
 from pipeline.errors import ConcordError
 
 ROOT = Path(__file__).parents[2]
@@ -199,20 +200,49 @@ def test_a_fold_belongs_to_the_fit_whose_whole_name_stands_before_it():
     assert config.fits_of("net") == ("a-fold-0", "a-fold-1")
 
 
-def test_a_study_that_is_null_at_a_scale_is_left_out_there_with_its_fits_and_their_methods():
+def test_a_study_is_there_at_its_scales_alone_with_its_fits_and_their_methods():
     content = own_config()
-    content["studies"]["cardiac"] = {"smoke": content["studies"]["cardiac"], "laptop": None}
-    content["studies"]["cardiac-stacks"] = {"smoke": content["studies"]["cardiac-stacks"], "laptop": None}
+    for name in ("cardiac", "cardiac-stacks"):
+        content["studies"][name]["scales"] = ["smoke"]
     config = parse_config({**content, "scale": "laptop"})
     assert not {"cardiac", "cardiac-stacks"} & config.studies.keys() and "prostate" in config.studies
     assert not any(name.startswith("resatt") for name in (*config.fits, *config.methods)) and "attention-1" in config.methods
     assert "cardiac" in parse_config({**content, "scale": "smoke"}).studies
-    with pytest.raises(ConcordError, match=r"studies\.cardiac: no value at scale 'paper'"):
-        parse_config({**content, "scale": "paper"})
 
 
-def test_a_null_study_goes_also_where_nothing_is_fitted():
-    assert without_null_studies({"studies": {"a": None, "b": {}}, "seed": 1}) == {"studies": {"b": {}}, "seed": 1}
+def test_what_a_fit_is_for_goes_with_it_but_for_rows_with_published_figures():
+    content = {
+        "fits": {"a": {"scales": ["paper"]}, "b": {"scales": ["smoke", "paper"]}, "c": {}},
+        "methods": {"x": {"fit": "a"}, "y": {"fit": ["c", "b"]}, "z": {"fit": "c"}, "w": {"scales": ["laptop"]}},
+        "studies": {
+            "one": {
+                "methods": ["x", "y", "z", "w"],
+                "comparison": {"pairs": [["x", "z"], ["z", "w"], ["y", "z"]]},
+                "tables": {"t": {"rows": ["x", "y", "z"], "published": {"x": {"dice": "1"}}}},
+                "figures": {"f": {"methods": ["y", "z"]}},
+            }
+        },
+    }
+    found = content_at(content, "laptop")
+    assert found["fits"] == {"c": {}} and found["methods"] == {"z": {"fit": "c"}, "w": {}}
+    assert found["studies"]["one"] == {
+        "methods": ["z", "w"],
+        "comparison": {"pairs": [["z", "w"]]},
+        "tables": {"t": {"rows": ["x", "z"], "published": {"x": {"dice": "1"}}}},
+        "figures": {"f": {"methods": ["z"]}},
+    }
+    assert content_at(content, "paper")["studies"]["one"]["methods"] == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("scales", ["laptop", [], ["lap"], None, 3])
+def test_scales_that_are_none_are_refused(scales):
+    with pytest.raises(ConcordError, match=r"config\.yaml\.fits\.a\.scales: .* expected a list of some of smoke, laptop, paper"):
+        content_at({"fits": {"a": {"scales": scales}}}, "smoke")
+
+
+def test_a_value_without_the_scale_is_refused():
+    with pytest.raises(ConcordError, match=r"seed: no value at scale 'paper'"):
+        content_at({"seed": {"smoke": 1, "laptop": 2}}, "paper")
 
 
 def test_a_scale_chooses_the_number_of_folds_before_they_are_made():
