@@ -22,11 +22,15 @@ from pipeline.scoring import score_cases
 
 
 def compared(study: str, cases: list[Case], settings: dict[str, object], run: Run) -> dict[str, object]:
-    """Mean Dice, displacement error (where the truth is known), folding and seconds of a method with these settings."""
+    """Mean Dice, displacement and surface registration error (where they are known), folding and seconds of a method with these settings."""
     with tempfile.TemporaryDirectory() as name:
         manifest = Path(name) / "batch-0.csv"
         write_manifest(register_batch(cases, settings, run, manifest.parent), manifest)
-        measures = ["dice", "folding", "seconds"] + (["displacement_error_mm"] if cases[0].true_transform else [])
+        measures = (
+            ["dice", "folding", "seconds"]
+            + (["displacement_error_mm"] if cases[0].true_transform else [])
+            + (["sre_mm"] if cases[0].fixed_surface else [])
+        )
         scores, failed = score_cases(cases, read_manifests([manifest]), study=study, method=str(settings["use"]), measures=measures)
     return {"cases": len(cases), "failed": len(failed), **scores.groupby("metric")["value"].mean().round(4).to_dict()}
 
@@ -37,7 +41,7 @@ def validation_cases(scale: str, study: str, split: str, most: int) -> list[Case
 
 
 def main() -> None:
-    """Print and keep mean Dice, displacement error (where the truth is known), folding and seconds of every candidate."""
+    """Print and keep these of every candidate."""
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("method")

@@ -15,6 +15,7 @@ from pipeline.cases import Case
 from pipeline.clinical import label_volumes_ml
 from pipeline.errors import ConcordError
 from pipeline.measures_counterpart import counterpart_mse_percent, translation_quality
+from pipeline.transforms import Linear
 from pipeline.volumes import Volume, read_volume
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ class Scored:
     @cached_property
     def warped(self) -> Volume:
         """The moving volume on the fixed grid, linear."""
-        from pipeline.resampling import warp_by_field
-
-        return warp_by_field(read_volume(self.case.moving), self.displacement_mm, self.fixed.geometry)
+        return self._warped(read_volume(self.case.moving), "linear")
 
     @cached_property
     def translated(self) -> Volume | None:
@@ -91,9 +90,15 @@ class Scored:
     @cached_property
     def warped_labels(self) -> np.ndarray:
         """The moving label map on the fixed grid, nearest neighbour."""
-        from pipeline.resampling import warp_by_field
+        return self._warped(self.moving_labels, "nearest").array
 
-        return warp_by_field(self.moving_labels, self.displacement_mm, self.fixed.geometry, interpolation="nearest").array
+    def _warped(self, moving: Volume, interpolation: Literal["nearest", "linear"]) -> Volume:
+        """A moving volume on the fixed grid; displacements are evaluated once for image and labels, and for a linear transform not at all."""
+        from pipeline.resampling import warp, warp_by_field
+
+        if isinstance(self.transform, Linear):
+            return warp(moving, self.transform, self.fixed.geometry, interpolation=interpolation)
+        return warp_by_field(moving, self.displacement_mm, self.fixed.geometry, interpolation=interpolation)
 
     def _labels(self, name: str, image: Volume) -> Volume:
         path = getattr(self.case, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,10 @@ def warp(moving: Volume, transform: Transform, onto: Geometry, *, interpolation:
     """
     sampler = _Sampler(moving, interpolation, background)
     warped = np.empty(onto.shape, dtype=sampler.dtype)
+    if isinstance(transform, Linear):  # from voxel to voxel in one affine map: a third of the time
+        for row, index in enumerate(_affine_index(transform, onto, moving.geometry)):
+            warped[row] = sampler.at_index(index).reshape(warped[row].shape)
+        return Volume(warped, onto, moving.name)
     for slab, points in slabs(onto):
         warped[slab] = sampler(transform.points(points)).reshape(warped[slab].shape)
     return Volume(warped, onto, moving.name)
@@ -37,6 +42,19 @@ def warp_by_field(
     return Volume(warped, onto, moving.name)
 
 
+def _affine_index(transform: Linear, onto: Geometry, of: Geometry) -> Iterator[np.ndarray]:
+    """Voxel index `(n, d)` in `of` of the points to which a grid's samples are mapped, for one row of its array after the other."""
+    d = onto.dimension
+    origin = of.index_at(transform.points(onto.points_at(np.zeros((1, d)))))[0]
+    columns = of.index_at(transform.points(onto.points_at(np.eye(d)))) - origin
+    inner = np.zeros(d)
+    for axis in reversed(range(d - 1)):  # y, x: small sums first
+        inner = inner[..., None, :] + np.arange(onto.size[axis])[:, None] * columns[axis]
+    inner = inner.reshape(-1, d) + origin
+    for row in range(onto.size[-1]):
+        yield inner + row * columns[-1]
+
+
 class _Sampler:
     """Samples a volume at physical points; the spline prefilter runs once."""
 
@@ -50,10 +68,13 @@ class _Sampler:
         self.dtype = self.source.dtype
 
     def __call__(self, points_mm: np.ndarray) -> np.ndarray:
+        return self.at_index(self.geometry.index_at(points_mm))
+
+    def at_index(self, index: np.ndarray) -> np.ndarray:
+        """Values at voxel indices `(n, d)`."""
         from scipy.ndimage import map_coordinates
 
         size = np.asarray(self.geometry.size)
-        index = self.geometry.index_at(points_mm)
         outside = ~np.all((index >= -0.5) & (index < size - 0.5), axis=-1)
         if self.order == 0:
             whole = np.clip(np.floor(index + 0.5).astype(np.intp), 0, size - 1)
