@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 SNAKEMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --cores all --resources gpu=1
 SCALE ?= $(shell sed -n 's/^scale: *\([a-z]*\).*/\1/p' config.yaml)
 
+# packages are compiled as they are first imported, which takes less time than all of them beforehand; a shell that forbids it would do so at every start
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: all setup run report test lint smoke clean
 
 all: run
