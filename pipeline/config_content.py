@@ -16,7 +16,8 @@ _GROUPS = ("studies", "fits", "methods")
 
 def content_at(content: Mapping[str, Any], scale: str) -> dict[str, Any]:
     """The content at `scale`. Raises `ConcordError` for a value that has none there, for `scales` that are none, and for two fits of one name."""
-    return _with_folds(_present(at_scale(dict(content), scale), scale))
+    present, gone = _present(content, scale)
+    return _with_folds(_without_needy(at_scale(present, scale), gone))
 
 
 def at_scale(value: Any, scale: str, key: str = "") -> Any:
@@ -32,26 +33,37 @@ def at_scale(value: Any, scale: str, key: str = "") -> Any:
     return value
 
 
-def _present(content: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    """The content less the studies, fits and methods whose `scales` do not name this one, and less what needs them.
+def _present(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], dict[str, set[str]]]:
+    """The content less the studies, fits and methods whose `scales` do not name this one, and the names of those."""
+    kept, gone = dict(content), {group: set[str]() for group in _GROUPS}
+    for group in _GROUPS:
+        entries = content.get(group)
+        if not isinstance(entries, Mapping):
+            continue
+        listed = {name: entry["scales"] for name, entry in entries.items() if isinstance(entry, Mapping) and "scales" in entry}
+        gone[group] = {name for name, scales in listed.items() if scale not in _checked(scales, f"config.yaml.{group}.{name}.scales")}
+        kept[group] = {
+            name: {key: value for key, value in entry.items() if key != "scales"} if name in listed else entry
+            for name, entry in entries.items()
+            if name not in gone[group]
+        }
+    return kept, gone
 
-    That is fits to the cases of such a study, methods of such a fit, and what studies do with such methods. A table keeps the row of
-    one for which it has published figures.
+
+def _without_needy(content: dict[str, Any], gone: Mapping[str, set[str]]) -> dict[str, Any]:
+    """The content less what needs what is gone: fits to the cases of such a study, methods of such a fit, and what studies do with such methods.
+
+    A table keeps the row of one for which it has published figures.
     """
-    groups = {name: dict(content[name]) for name in _GROUPS if isinstance(content.get(name), Mapping)}
-    gone: dict[str, set[str]] = {name: set() for name in _GROUPS}
-    for group, entries in groups.items():
-        for name, entry in entries.items():
-            if isinstance(entry, Mapping) and "scales" in entry:
-                entries[name] = {key: value for key, value in entry.items() if key != "scales"}
-                if scale not in _checked(entry["scales"], f"config.yaml.{group}.{name}.scales"):
-                    gone[group].add(name)
-    gone["fits"] |= {name for name, fit in groups.get("fits", {}).items() if _named(fit, "study") & gone["studies"]}
-    gone["methods"] |= {name for name, method in groups.get("methods", {}).items() if _named(method, "fit") & gone["fits"]}
-    kept = {group: {name: entry for name, entry in entries.items() if name not in gone[group]} for group, entries in groups.items()}
-    if "studies" in kept:
-        kept["studies"] = {name: _without(study, gone["methods"]) for name, study in kept["studies"].items()}
-    return {**content, **kept}
+    studies, fits, methods = ({**content[group]} if isinstance(content.get(group), Mapping) else {} for group in _GROUPS)
+    no_fits = gone["fits"] | {name for name, fit in fits.items() if _named(fit, "study") & gone["studies"]}
+    no_methods = gone["methods"] | {name for name, method in methods.items() if _named(method, "fit") & no_fits}
+    kept = {
+        "studies": {name: _without(study, no_methods) for name, study in studies.items()},
+        "fits": {name: fit for name, fit in fits.items() if name not in no_fits},
+        "methods": {name: method for name, method in methods.items() if name not in no_methods},
+    }
+    return {**content, **{group: entries for group, entries in kept.items() if isinstance(content.get(group), Mapping)}}
 
 
 def _checked(scales: Any, key: str) -> list[str]:
