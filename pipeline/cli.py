@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `concord --help` answer
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -256,6 +257,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 1."""
     from pipeline.errors import ConcordError
 
+    gc.set_threshold(100_000, 50, 50)  # what large libraries make of themselves at a start is no garbage: a tenth of their import
     warnings.showwarning = lambda message, *_args, **_more: click.echo(f"concord: warning: {message}", err=True)
     try:
         status = cli.main(standalone_mode=False)

@@ -9,6 +9,8 @@ rule cases:
         f"{OUT}/logs/cases/{{dataset}}.log",
     benchmark:
         f"{OUT}/benchmarks/cases/{{dataset}}.tsv"
+    # before all else: the longest registrations wait for these
+    priority: 2
     params:
         settings=lambda wildcards: as_json(settings.dataset(wildcards.dataset)),
         seed=settings.seed,

@@ -9,6 +9,7 @@ rule prepare:
         f"{OUT}/logs/prepare/{{study}}.log",
     benchmark:
         f"{OUT}/benchmarks/prepare/{{study}}.tsv"
+    priority: 2
     params:
         settings=lambda wildcards: as_json(study_of(wildcards).prepare),
     shell:
