@@ -56,8 +56,8 @@ def test_every_key_is_described():
 
 
 def changed(path: str, value) -> dict:
-    """The project's config with one key changed."""
-    content = own_config()
+    """The project's config at a scale where all of it is there, with one key changed."""
+    content = {**own_config(), "scale": "smoke"}
     *parents, last = path.split("/")
     node = content
     for part in parents:
@@ -99,7 +99,7 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/figures/figure-4/kind", "pie", "studies.cardiac.figures.figure-4.kind: 'pie'"),
         ("studies/cardiac/tables/table-breakdown/columns", ["dise"], "no 'dise'"),
         ("studies/cardiac/tables/table-methods/row", ["mi"], "row: unknown key; did you mean 'rows'"),
-        ("studies/cardiac/batches", {"smoke": 1}, "studies.cardiac.batches: no value at scale 'laptop'"),
+        ("studies/cardiac/batches", {"laptop": 1}, "studies.cardiac.batches: no value at scale 'smoke'"),
         ("studies/cardiac", None, "studies.cardiac"),
         ("methods/cnn-all/fit", "metric-al", "methods.cnn-all.fit: no 'metric-al'; did you mean 'metric-all'"),
         ("fits/metric-k3/learner", "patch-metrics", "fits.metric-k3.learner: no learner 'patch-metrics'; did you mean 'patch-metric'"),
