@@ -41,7 +41,7 @@ def validation_cases(scale: str, study: str, split: str, most: int) -> list[Case
 
 
 def main() -> None:
-    """Print and keep these of every candidate."""
+    """Print and keep the scores of every candidate."""
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("method")
