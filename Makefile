@@ -31,7 +31,7 @@ run: setup
 	@echo "  report   results/$(SCALE)/report.html"
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 	$(MAKE) smoke
 
 lint: setup
@@ -42,6 +42,7 @@ lint: setup
 
 smoke: setup
 	$(MAKE) run SCALE=smoke
+	$(SNAKEMAKE) --config scale=smoke --dry-run 2>&1 | grep "Nothing to be done"
 
 clean:
 	rm -rf results .snakemake

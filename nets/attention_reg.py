@@ -8,9 +8,6 @@ from torch import nn
 from nets.cross_attention import CHANNELS, CrossAttention
 from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved, six_numbers
 
-LEAST_GRID: Grid = (4, 8, 8)
-"""Two tokens along each axis (ours), so that batch norm has something to average over in a batch of one."""
-
 MAP_STRIDES: Grid = (2, 4, 4)
 """Voxels of the input along (z, y, x) from one place of the maps to the next; place (0, 0, 0) is centred on voxel (0, 0, 0)."""
 
@@ -22,7 +19,7 @@ class AttentionReg(nn.Module):
 
     1,248,777 parameters at the published grid (32, 96, 96); with `attention=False` the paper's Feature-Reg, which joins the extractors'
     maps as they are, 1,244,393. Another grid changes the first fully connected layer only, and with it what weights fit.
-    Convolutions start Kaiming normal over fan-out, all else as PyTorch has it. Raises `ValueError` for a grid below `LEAST_GRID`.
+    Convolutions start Kaiming normal over fan-out, all else as PyTorch has it. Raises `ValueError` for a grid below its `LEAST_GRIDS`.
 
     Parts: `extractors` (`mr`, `us`; their weights can be kept and loaded alone), `attention` (`mr` has the MR map as primary; empty in
     Feature-Reg), `fuse` (both maps to one channel) and `regress` (the fully connected layers).
@@ -30,7 +27,7 @@ class AttentionReg(nn.Module):
 
     def __init__(self, grid: Grid = PUBLISHED_GRID, *, attention: bool = True) -> None:
         super().__init__()
-        self.grid = checked_grid(grid, LEAST_GRID, "Attention-Reg")
+        self.grid = checked_grid(grid, "attention-reg")
         self.extractors = nn.ModuleDict({"mr": _extractor(), "us": _extractor()})
         self.attention = nn.ModuleDict({"mr": CrossAttention(), "us": CrossAttention()} if attention else {})
         self.fuse = nn.Sequential(

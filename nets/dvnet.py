@@ -15,20 +15,18 @@ from torch import nn
 from nets.rigid_networks import PARAMETERS, PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved
 
 WIDTHS, HIDDEN = (64, 128, 256, 512, 512), 288
-LEAST_GRID: Grid = (1, 17, 17)
-"""Two pixels along y and x before the last pooling, so that batch norm has something to average over in a batch of one."""
 
 
 class DvNet(nn.Module):
     """`(B, 2, z, y, x)` (channel 0 MR, 1 TRUS) to `(B, 6)`: tx, ty, tz in mm, ax, ay, az in degrees.
 
     The 2 z slices are the channels of an image; five times a 3x3 convolution, batch norm, ReLU and a pooling to half the resolution, then
-    288 hidden units and the six numbers. Weights start as those of Attention-Reg. Raises `ValueError` for a grid below `LEAST_GRID`.
+    288 hidden units and the six numbers. Weights start as those of Attention-Reg. Raises `ValueError` for a grid below its `LEAST_GRIDS`.
     """
 
     def __init__(self, grid: Grid = PUBLISHED_GRID) -> None:
         super().__init__()
-        self.grid = checked_grid(grid, LEAST_GRID, "DVNet")
+        self.grid = checked_grid(grid, "dvnet")
         slices, *plane = self.grid
         self.layers = nn.Sequential(*(_halving(*channels) for channels in pairwise((2 * slices, *WIDTHS))))
         pixels = prod(halved(n, len(WIDTHS)) for n in plane)

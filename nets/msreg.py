@@ -13,8 +13,6 @@ from torch import nn
 from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved, six_numbers
 
 CARDINALITY, EXPANSION = 16, 2
-LEAST_GRID: Grid = (9, 17, 17)
-"""The smallest that leaves one voxel to the last convolution, whose kernel of 5 has no padding."""
 
 
 class Pointwise(nn.Conv3d):
@@ -62,12 +60,12 @@ class MsReg(nn.Module):
     """`(B, 2, z, y, x)` (channel 0 MR, 1 TRUS) to `(B, 6)`: tx, ty, tz in mm, ax, ay, az in degrees.
 
     A stem at full resolution, three stages of 3, 4 and 23 bottlenecks, a strided convolution around them, and two convolutions before the
-    fully connected layers. Weights start as those of Attention-Reg (ours). Raises `ValueError` for a grid below `LEAST_GRID`.
+    fully connected layers. Weights start as those of Attention-Reg (ours). Raises `ValueError` for a grid below its `LEAST_GRIDS`.
     """
 
     def __init__(self, grid: Grid = PUBLISHED_GRID) -> None:
         super().__init__()
-        self.grid = checked_grid(grid, LEAST_GRID, "MSReg")
+        self.grid = checked_grid(grid, "msreg")
         self.stem = nn.Sequential(
             nn.Conv3d(2, 32, 3, padding=1, bias=False),
             nn.BatchNorm3d(32),

@@ -12,14 +12,16 @@ Grid = tuple[int, int, int]
 PARAMETERS = ("tx_mm", "ty_mm", "tz_mm", "ax_deg", "ay_deg", "az_deg")
 """What the outputs are, in order: translations, then the angles of `R = Rz(az) Ry(ay) Rx(ax)`."""
 
-NETWORKS = ("attention-reg", "feature-reg", "msreg", "dvnet")
+LEAST_GRIDS: dict[str, Grid] = {"attention-reg": (4, 8, 8), "feature-reg": (4, 8, 8), "msreg": (9, 17, 17), "dvnet": (1, 17, 17)}
+"""The networks, and voxels along (z, y, x) of the smallest input of each (ours): it leaves two tokens or pixels along an axis, so that batch
+norm has something to average over in a batch of one, and MSReg's last convolution, whose kernel of 5 has no padding, one voxel."""
 
 PUBLISHED_GRID: Grid = (32, 96, 96)
 """Voxels along (z, y, x) of the papers' input."""
 
 
 def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
-    """The network called `name`, one of `NETWORKS`, for a grid (z, y, x), with fresh weights from torch's generator.
+    """The network called `name`, one of `LEAST_GRIDS`, for a grid (z, y, x), with fresh weights from torch's generator.
 
     Raises `ValueError` for another name and a grid that is too small for the network.
     """
@@ -27,15 +29,16 @@ def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
     from nets.dvnet import DvNet
     from nets.msreg import MsReg
 
-    if name not in NETWORKS:
-        raise ValueError(f"no network {name!r}; valid: {', '.join(NETWORKS)}")
+    if name not in LEAST_GRIDS:
+        raise ValueError(f"no network {name!r}; valid: {', '.join(LEAST_GRIDS)}")
     if name in ("attention-reg", "feature-reg"):
         return AttentionReg(grid, attention=name == "attention-reg")
     return (MsReg if name == "msreg" else DvNet)(grid)
 
 
-def checked_grid(grid: Grid, least: Grid, network: str) -> Grid:
-    """The grid as integers; raises `ValueError` unless it has three numbers (z, y, x) of at least `least`."""
+def checked_grid(grid: Grid, network: str) -> Grid:
+    """The grid as integers; raises `ValueError` unless it has three numbers (z, y, x), none below the network's `LEAST_GRIDS`."""
+    least = LEAST_GRIDS[network]
     if len(grid) != 3 or any(given < needed for given, needed in zip(grid, least, strict=True)):
         raise ValueError(f"grid {tuple(grid)}; {network} needs (z, y, x) voxels, at least {least}: resample the volumes to a finer grid")
     return tuple(int(n) for n in grid)

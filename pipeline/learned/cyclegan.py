@@ -20,8 +20,9 @@ from pipeline.cases import read_cases
 from pipeline.errors import ConcordError
 from pipeline.learned.epochs import EpochTraining, Groups, Progress
 from pipeline.learned.field_cases import FieldCase, divided, named, read_field_cases
-from pipeline.learned.fitting import choose_device, kept, made_of, moments, reproducible, restore_moments, untimed
+from pipeline.learned.fitting import choose_device, kept, made_of, reproducible, untimed
 from pipeline.learned.image_pool import ImagePool
+from pipeline.learned.optimisers import Adam
 from pipeline.learned.translation import modalities_of
 from pipeline.learned.weights import load_network
 from pipeline.methods import Run
@@ -91,9 +92,8 @@ class CycleGanTraining(EpochTraining):
             torch.manual_seed(seed)
             network = settings.network_of()
         super().__init__(_Total.of(settings), network.to(device), len(train), progress=Progress())
-        rates = {"lr": settings.learning_rate, "betas": (0.5, 0.999)}
-        self.optimiser = torch.optim.Adam(network.generators.parameters(), **rates)
-        self.critics = torch.optim.Adam(network.critics.parameters(), **rates)
+        parts = (network.generators, network.critics)
+        self.optimiser, self.critics = (Adam(part.named_parameters(), settings.learning_rate, betas=(0.5, 0.999)) for part in parts)
         self.pools = {name: ImagePool(settings.pool) for name in ("fixed", "moving")}
         self.critic_losses: list[torch.Tensor] = []
 
@@ -130,7 +130,7 @@ class CycleGanTraining(EpochTraining):
         shown = {name: pool.exchanged(made, rng) for (name, pool), made in zip(self.pools.items(), self.made, strict=True)}
         told = [(self.network.fixed_critic, fixed, shown["fixed"]), (self.network.moving_critic, moving, shown["moving"])]
         judged = sum((critic(real).sub(1).square().mean() + critic(false).square().mean()) / 2 for critic, real, false in told)
-        self.critics.param_groups[0]["lr"] = self.optimiser.param_groups[0]["lr"]
+        self.critics.learning_rate = self.optimiser.learning_rate
         self.critics.zero_grad()
         judged.backward()
         self.critics.step()
@@ -152,15 +152,15 @@ class CycleGanTraining(EpochTraining):
 
     def _looked(self) -> dict[str, float]:
         judged = float(torch.stack(self.critic_losses).double().mean())
-        return {"learning_rate": self.optimiser.param_groups[0]["lr"], "train_discriminator": judged}
+        return {"learning_rate": self.optimiser.learning_rate, "train_discriminator": judged}
 
     def _groups(self) -> dict[str, Mapping[str, torch.Tensor]]:
         stored = {name: pool.images for name, pool in self.pools.items() if pool.images is not None}
-        return {**super()._groups(), "critics": moments(self.critics, self.network), "pools": stored}
+        return {**super()._groups(), "critics": self.critics.state(), "pools": stored}
 
     def _restore(self, groups: Groups, progress: Mapping[str, Any]) -> None:
         super()._restore(groups, progress)
-        restore_moments(self.critics, self.network, groups["critics"])
+        self.critics.restore(groups["critics"])
         self.pools = {name: ImagePool(self.fit.pool, _on(groups["pools"].get(name), self.device)) for name in self.pools}
 
 

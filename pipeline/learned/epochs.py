@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from pipeline.files import write_text
-from pipeline.learned.fitting import check_loss, curve_csv, described, log_row, moments, prefetched, restore_moments
+from pipeline.learned.fitting import check_loss, curve_csv, described, log_row, prefetched
+from pipeline.learned.optimisers import Adam
 from pipeline.learned.weights import beside, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class EpochTraining(ABC):
 
     def __init__(self, settings: EpochSettings, network: nn.Module, samples: int, *, progress: Progress) -> None:
         self.settings, self.network, self.samples, self.progress = settings, network, samples, progress
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
+        self.optimiser = Adam(network.named_parameters(), settings.learning_rate)
 
     @property
     def steps(self) -> int:
@@ -114,7 +115,7 @@ class EpochTraining(ABC):
         progress.curve.append(row | {"seconds": round(progress.seconds, 3), self.columns[-1]: round(self.samples / spent, 1)})
 
     def _step(self, batch: Any) -> torch.Tensor:
-        self.optimiser.param_groups[0]["lr"] = self._rate()
+        self.optimiser.learning_rate = self._rate()
         loss = self._loss_of(batch)
         self.optimiser.zero_grad()
         loss.backward()
@@ -124,7 +125,7 @@ class EpochTraining(ABC):
 
     def _groups(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """Tensors of a checkpoint: weights and Adam's moments."""
-        return {"network": self.network.state_dict(), "optimiser": moments(self.optimiser, self.network)}
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state()}
 
     def _checkpoint(self, file: Path, key: str) -> None:
         save_checkpoint(file, self._groups(), asdict(self.progress), key=key)
@@ -132,4 +133,4 @@ class EpochTraining(ABC):
     def _restore(self, groups: Groups, progress: Mapping[str, Any]) -> None:
         self.progress = type(self.progress)(**progress)
         self.network.load_state_dict(dict(groups["network"]))
-        restore_moments(self.optimiser, self.network, groups["optimiser"])
+        self.optimiser.restore(groups["optimiser"])

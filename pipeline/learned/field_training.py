@@ -53,7 +53,7 @@ class FieldTraining(EpochTraining):
 
     def _looked(self) -> dict[str, float]:
         due = self.progress.epoch % self.settings.validation_every == 0 or self.progress.epoch == self.settings.epochs
-        return {"learning_rate": self.optimiser.param_groups[0]["lr"]} | (self._validation() if due else {})
+        return {"learning_rate": self.optimiser.learning_rate} | (self._validation() if due else {})
 
     def _loss(self, batch: FieldBatch, displacement_vx: torch.Tensor) -> torch.Tensor:
         settings, (fixed, moving) = self.settings, batch.images.split(1, dim=1)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import nn
 
 from pipeline.errors import ConcordError
 from pipeline.learned.weights import beside, save_weights
@@ -90,25 +89,6 @@ def prefetched(draw: Callable[[int], Any], steps: Sequence[int], ahead: int = 2)
 def made_of(settings: BaseModel, *, seed: int, threads: int, **more: Any) -> dict[str, Any]:
     """All that a fit's result depends on: the fingerprint of its checkpoints, and part of its card."""
     return {"settings": settings.model_dump(mode="json"), "seed": seed, "threads": threads, **more}
-
-
-def moments(optimiser: torch.optim.Optimizer, network: nn.Module) -> dict[str, torch.Tensor]:
-    """What the optimiser remembers of a network's parameters, as `MOMENT.PARAMETER`: a group of a checkpoint."""
-    known = {name: optimiser.state[parameter] for name, parameter in network.named_parameters() if parameter in optimiser.state}
-    return {f"{moment}.{name}": tensor for name, state in known.items() for moment, tensor in state.items() if tensor is not None}
-
-
-def restore_moments(optimiser: torch.optim.Optimizer, network: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
-    """Put `moments` back, in the parameters' own memory layout, which the last bits of a step may depend on."""
-    parameters = dict(network.named_parameters())
-    for whole, tensor in stored.items():
-        moment, _, name = whole.partition(".")
-        parameter = parameters[name]
-        if moment == "step":  # a number, which fused optimisers keep beside the parameter, others on the CPU
-            own = tensor.to(parameter.device if optimiser.defaults.get("fused") else "cpu")
-        else:
-            own = torch.empty_like(parameter).copy_(tensor)
-        optimiser.state[parameter][moment] = own
 
 
 def check_loss(loss: float, place: str, learning_rate: float) -> None:

@@ -33,12 +33,11 @@ from pipeline.learned.fitting import (
     kept,
     log_row,
     made_of,
-    moments,
     prefetched,
     reproducible,
-    restore_moments,
     untimed,
 )
+from pipeline.learned.optimisers import Adam, GradientDescent, Optimiser
 from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
 from pipeline.learned.weights import beside, load_checkpoint, load_network, save_checkpoint
 from pipeline.methods import Run
@@ -196,12 +195,9 @@ class _Fit:
         self.network = network.to(device, memory_format=self._format)
         self._patches = ((settings.sampler.patch - network.patch_vx) // network.stride_vx + 1) ** self.sampler.dimension
         self.best: dict[str, torch.Tensor] = {}
-        rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-        if settings.optimiser == "adam":
-            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.network.parameters(), **rates, fused=True)
-        else:
-            momentum = {"momentum": settings.momentum, "dampening": settings.dampening if settings.momentum else 0}
-            self.optimiser = torch.optim.SGD(self.network.parameters(), **rates, **momentum)
+        momentum = {"momentum": settings.momentum, "dampening": settings.dampening if settings.momentum else 0}
+        make = Adam if settings.optimiser == "adam" else partial(GradientDescent, **momentum)
+        self.optimiser: Optimiser = make(self.network.named_parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
     def run(self, out: Path, key: str) -> None:
         """From the checkpoint, where there is one, to the last step."""
@@ -233,7 +229,7 @@ class _Fit:
     def _step(self, patches: torch.Tensor, labels: torch.Tensor) -> None:
         settings, progress = self.settings, self.progress
         cosine = (1 + math.cos(math.pi * progress.step / settings.steps)) / 2
-        self.optimiser.param_groups[0]["lr"] = settings.learning_rate * (cosine if settings.decay == "cosine" else 1)
+        self.optimiser.learning_rate = settings.learning_rate * (cosine if settings.decay == "cosine" else 1)
         loss, accuracy = self._loss(patches, labels)
         self.optimiser.zero_grad()
         loss.backward()
@@ -278,10 +274,10 @@ class _Fit:
 
     def _checkpoint(self, file: Path, key: str) -> None:
         """Weights, momentum, the best weights so far, and the progress."""
-        groups = {"network": self.network.state_dict(), "optimiser": moments(self.optimiser, self.network), "best": self.best}
+        groups = {"network": self.network.state_dict(), "optimiser": self.optimiser.state(), "best": self.best}
         save_checkpoint(file, groups, asdict(self.progress), key=key)
 
     def _restore(self, groups: Mapping[str, dict[str, torch.Tensor]], progress: Mapping[str, Any]) -> None:
         self.network.load_state_dict(groups["network"])
-        restore_moments(self.optimiser, self.network, groups["optimiser"])
+        self.optimiser.restore(groups["optimiser"])
         self.best, self.progress = groups["best"], _Progress(**progress)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from metrics.similarity.regularisers import mean_squared_gradient
 from nets.fields import warp
 from nets.voxelmorph import resized, shrunk
+from pipeline.learned.optimisers import Adam
 from pipeline.learned.translation_losses import Compare, SimilarityName, comparison
 
 
@@ -30,7 +31,7 @@ def refined(images: torch.Tensor, displacement_vx: torch.Tensor, how: Refinement
     fixed, moving = images.split(1, dim=1)
     size = displacement_vx.shape[2:]
     correction = torch.zeros(*displacement_vx.shape[:2], *shrunk(size, how.shrink), device=images.device, requires_grad=True)
-    adam = torch.optim.Adam([correction], lr=how.learning_rate)
+    adam = Adam([("correction", correction)], how.learning_rate)
     losses: list[float] = []
     best = displacement_vx
     with torch.enable_grad():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from nets.rigid_networks import NETWORKS, Grid, build
+from nets.rigid_networks import LEAST_GRIDS, build, checked_grid
 from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
@@ -29,13 +29,6 @@ from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
 ARCHITECTURE = "rigid-network"
-
-
-@cache
-def _check_grid(network: str, grid: Grid) -> None:
-    """Complain of a grid that is too small for the network: it is built, without drawing a number, and thrown away."""
-    with torch.device("meta"):
-        build(network, grid)
 
 
 class RigidFit(BaseModel):
@@ -78,7 +71,7 @@ class RigidFit(BaseModel):
             raise ValueError(f"milestones {self.milestones}: expected epochs, or one number of 1 or more")
         if self.pretrain is not None and self.network not in ("attention-reg", "feature-reg"):
             raise ValueError(f"pretrain: {self.network} has no extractors; expected attention-reg or feature-reg, or no pretraining")
-        _check_grid(self.network, self.preparation.grid)
+        checked_grid(self.preparation.grid, self.network)
         return self
 
     @property
@@ -156,8 +149,8 @@ def load_rigid(weights: Path | str) -> tuple[nn.Module, Preparation, dict[str, A
 
 
 def _built(weights: Path | str, card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> nn.Module:
-    if (name := card.get("network")) not in NETWORKS:
-        raise ConcordError(f"{weights}: no network {name!r}{choices(name, NETWORKS)}")
+    if (name := card.get("network")) not in LEAST_GRIDS:
+        raise ConcordError(f"{weights}: no network {name!r}{choices(name, LEAST_GRIDS)}")
     return build(name, _prepared(card).grid)
 
 

@@ -16,6 +16,7 @@ from metrics.similarity.contrastive import symmetric_info_nce
 from nets.attention_reg import AttentionReg
 from pipeline.errors import ConcordError
 from pipeline.learned.fitting import check_loss, prefetched
+from pipeline.learned.optimisers import Adam
 from pipeline.learned.rigid_batches import RigidBatches
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def pretrain(network: AttentionReg, batches: RigidBatches, settings: Pretraining
     Compared are places of the extractors' maps that both volumes know. Raises `ConcordError` for a loss that is not finite and pairs
     with hardly any place in common.
     """
-    optimiser = torch.optim.Adam(network.extractors.parameters(), lr=settings.learning_rate)
+    optimiser = Adam(network.extractors.named_parameters(), settings.learning_rate)
     network.train()
     losses: list[torch.Tensor] = []
 

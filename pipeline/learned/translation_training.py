@@ -119,7 +119,7 @@ class TranslationTraining(EpochTraining):
         """Loss of the held-out pairs, and where labels are known their mean Dice, and that of the unregistered ones."""
         # the epoch that has just ended is counted already
         stage, own = self.settings.place(self.progress.step - 1)
-        row = {"step": own + 1, "learning_rate": self.optimiser.param_groups[0]["lr"]}
+        row = {"step": own + 1, "learning_rate": self.optimiser.learning_rate}
         if self.held_out is None:
             return row
         self.network.eval()

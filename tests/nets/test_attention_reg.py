@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets.attention_reg import LEAST_GRID, AttentionReg
-from nets.rigid_networks import PARAMETERS
+from nets.attention_reg import AttentionReg
+from nets.rigid_networks import LEAST_GRIDS, PARAMETERS
 
 GRID = (4, 16, 12)
 each_variant = pytest.mark.parametrize("attention", [True, False])
@@ -31,7 +31,7 @@ def test_the_extractors_halve_z_once_and_y_and_x_twice(grid, map_grid, attention
 
 
 @each_variant
-@pytest.mark.parametrize("grid", [LEAST_GRID, GRID])
+@pytest.mark.parametrize("grid", [LEAST_GRIDS["attention-reg"], GRID])
 def test_a_batch_of_one_trains(grid, attention):
     network, volumes = drawn(attention, grid, 1)
     network(volumes).square().sum().backward()
@@ -140,7 +140,7 @@ def test_convolutions_are_drawn_over_their_outputs_and_batch_norms_start_neutral
 
 @pytest.mark.parametrize("grid", [(3, 8, 8), (4, 7, 8), (4, 8), (32, 96, 7)])
 def test_grids_that_are_too_small_are_refused(grid):
-    with pytest.raises(ValueError, match=r"Attention-Reg needs \(z, y, x\) voxels, at least \(4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"attention-reg needs \(z, y, x\) voxels, at least \(4, 8, 8\)"):
         AttentionReg(grid)
 
 

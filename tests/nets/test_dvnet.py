@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets.dvnet import LEAST_GRID, DvNet
+from nets.dvnet import DvNet
+from nets.rigid_networks import LEAST_GRIDS
 
 GRID = (4, 33, 20)
 
@@ -13,7 +14,7 @@ def test_the_number_of_parameters_is_within_a_thousandth_of_the_published_one():
     assert found == 5_276_518 and abs(found / 5_275_832 - 1) < 1e-3
 
 
-@pytest.mark.parametrize(("grid", "hidden_inputs"), [((32, 96, 96), 512 * 9), ((16, 48, 48), 512 * 4), (GRID, 512 * 2), (LEAST_GRID, 512)])
+@pytest.mark.parametrize(("grid", "hidden_inputs"), [((32, 96, 96), 512 * 9), ((16, 48, 48), 512 * 4), (GRID, 512 * 2), (LEAST_GRIDS["dvnet"], 512)])
 def test_slices_of_both_volumes_are_the_channels_of_an_image_halved_five_times(grid, hidden_inputs):
     network = DvNet(grid)
     assert network.layers[0][0].in_channels == 2 * grid[0] and network.regress[1].in_features == hidden_inputs
@@ -29,7 +30,7 @@ def test_all_slices_of_the_mr_come_before_those_of_the_ultrasound():
     assert torch.equal(seen[0], torch.cat([volumes[:, 0], volumes[:, 1]], dim=1))
 
 
-@pytest.mark.parametrize("grid", [LEAST_GRID, GRID])
+@pytest.mark.parametrize("grid", [LEAST_GRIDS["dvnet"], GRID])
 def test_a_batch_of_one_trains(grid):
     torch.manual_seed(0)
     network = DvNet(grid)
@@ -39,7 +40,7 @@ def test_a_batch_of_one_trains(grid):
 
 
 def test_grids_and_inputs_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"DVNet needs \(z, y, x\) voxels, at least \(1, 17, 17\)"):
+    with pytest.raises(ValueError, match=r"dvnet needs \(z, y, x\) voxels, at least \(1, 17, 17\)"):
         DvNet((4, 16, 32))
     with pytest.raises(ValueError, match=r"need \(B, 2, 4, 33, 20\)"):
         DvNet(GRID)(torch.rand(1, 1, *GRID))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from nets.msreg import LEAST_GRID, Bottleneck, MsReg, stage
+from nets.msreg import Bottleneck, MsReg, stage
+from nets.rigid_networks import LEAST_GRIDS
 
 
 def count(*modules):
@@ -42,23 +43,23 @@ def test_a_bottleneck_is_its_shortcut_plus_three_convolutions():
 
 
 def test_stages_are_of_3_4_and_23_bottlenecks():
-    assert [len(part) for part in MsReg(LEAST_GRID).body] == [3, 4, 23]
+    assert [len(part) for part in MsReg(LEAST_GRIDS["msreg"]).body] == [3, 4, 23]
 
 
 def test_a_batch_of_one_of_the_least_grid_trains():
     torch.manual_seed(0)
-    network = MsReg(LEAST_GRID)
-    network(torch.rand(1, 2, *LEAST_GRID)).square().sum().backward()
+    network = MsReg(LEAST_GRIDS["msreg"])
+    network(torch.rand(1, 2, *LEAST_GRIDS["msreg"])).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
     assert network.stem[0].weight.grad.any()
 
 
 @pytest.mark.parametrize("grid", [(8, 17, 17), (9, 16, 17)])
 def test_grids_that_are_too_small_are_refused(grid):
-    with pytest.raises(ValueError, match=r"MSReg needs \(z, y, x\) voxels, at least \(9, 17, 17\)"):
+    with pytest.raises(ValueError, match=r"msreg needs \(z, y, x\) voxels, at least \(9, 17, 17\)"):
         MsReg(grid)
 
 
 def test_inputs_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"need \(B, 2, 9, 17, 17\)"):
-        MsReg(LEAST_GRID)(torch.rand(1, 2, 9, 17, 18))
+        MsReg(LEAST_GRIDS["msreg"])(torch.rand(1, 2, 9, 17, 18))

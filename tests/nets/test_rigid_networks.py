@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets.rigid_networks import NETWORKS, build
+from nets.rigid_networks import LEAST_GRIDS, build
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LEAST_GRIDS)
 def test_evaluation_repeats_itself_and_treats_each_item_alone(name):
     torch.manual_seed(0)
     grid = (9, 17, 17)

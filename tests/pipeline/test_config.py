@@ -260,6 +260,6 @@ def test_a_fit_reads_the_cases_of_its_dataset_or_the_prepared_ones_of_its_study(
 def test_the_weights_of_the_regulariser_are_those_of_the_paper_below_scale_paper_four_times_as_large():
     for scale, factor in (("smoke", 4), ("laptop", 4), ("paper", 1)):
         config = load_config(ROOT / "config.yaml", scale=scale)
-        rows = config.studies["cardiac"].tables["table-1"].rows
+        rows = [row for row in config.studies["cardiac"].tables["table-1"].rows if row in config.methods]
         weights = [config.fit(config.fits_of(row)[0])["gradient_weight"] / factor for row in rows]
-        assert weights == pytest.approx([0.15, 1.5, 15, 150, 1500])
+        assert weights == pytest.approx([15, 150] if scale == "smoke" else [0.15, 1.5, 15, 150, 1500])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter
@@ -117,13 +119,18 @@ def _sulci(grey: np.ndarray, white: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def _mni_maps() -> tuple[np.ndarray, np.ndarray]:
-    """Grey and white matter probability on `TEMPLATE`, float32; below the average's last slice that slice is repeated."""
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+    """Grey and white matter probability on `TEMPLATE`, float32; below the average's last slice that slice is repeated.
 
+    The files are read where nilearn has them: importing it takes seconds.
+    """
+    import nibabel
+
+    folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
     low = np.asarray(_MNI_ORIGIN) + [-95, -127, -88]
     maps = []
-    for load in (load_mni152_gm_template, load_mni152_wm_template):
-        array = np.asarray(load(resolution=1).dataobj, dtype=np.float32)
+    for tissue in ("gm", "wm"):
+        array = np.asarray(nibabel.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz").dataobj, dtype=np.float32)
+        array /= array.max()
         window = array[low[0] : low[0] + 192, low[1] : low[1] + 224, : low[2] + 192]
         window = np.pad(window, ((0, 0), (0, 0), (-low[2], 0)), mode="edge")
         maps.append(np.ascontiguousarray(window[::-1, ::-1].T))

@@ -44,7 +44,7 @@ def error_mm(found: Transform, true: Transform, volume: Volume) -> float:
 @both_dimensions
 def test_a_rigid_motion_is_found_across_contrasts(dimension, descriptor):
     moving, true = textured(dimension), motion(dimension)
-    settings = MindElastix(stages=["rigid"], descriptor=descriptor, iterations=100, samples=2000)
+    settings = MindElastix(stages=["rigid"], descriptor=descriptor, iterations=50, samples=1000)
     found = run_method(settings, Pair(inverted(moving, true), moving), Run())
     assert isinstance(found, Linear)
     assert error_mm(Linear.identity(dimension), true, moving) > 2
@@ -57,7 +57,7 @@ def test_a_deformation_is_found_across_contrasts(dimension):
     phase = np.pi * (moving.geometry.grid_points() / moving.geometry.extent_mm + 0.5)
     bump = np.prod(np.sin(phase), axis=-1)
     true = Field(3 * np.stack([bump * np.cos(phase[..., a]) for a in range(dimension)], axis=-1), moving.geometry)
-    settings = MindElastix(stages=["bspline"], descriptor="mind", iterations=100, samples=2000)
+    settings = MindElastix(stages=["bspline"], descriptor="mind", iterations=50, samples=1000)
     found = run_method(settings, Pair(inverted(moving, true), moving), Run())
     assert isinstance(found, BSpline)
     assert error_mm(found, true, moving) < 0.5 * error_mm(Linear.identity(dimension), true, moving)
@@ -92,7 +92,7 @@ def test_a_moving_volume_with_other_axes_is_brought_to_those_of_the_fixed_one():
     geometry = replace(geometry, origin_mm=tuple((fixed.geometry.centre_mm - geometry.centre_mm).tolist()))
     true = motion(3)
     moving = warp(fixed, true.inverse(), geometry, interpolation="cubic", background=0.5)
-    settings = MindElastix(stages=["rigid"], descriptor="mind", iterations=100, samples=2000)
+    settings = MindElastix(stages=["rigid"], descriptor="mind", iterations=50, samples=1000)
     found = run_method(settings, Pair(fixed, moving), Run())
     assert error_mm(found, true, fixed) < 0.3
 
@@ -124,7 +124,7 @@ def test_what_lies_outside_the_masks_does_not_matter():
         array[:, 42:] = array[:, :14]  # something that matches, in the wrong place
         return volume.with_array(array)
 
-    settings = MindElastix(stages=["rigid"], descriptor="mind", iterations=100, samples=2000)
+    settings = MindElastix(stages=["rigid"], descriptor="mind", iterations=50, samples=1000)
     found = run_method(settings, Pair(spoilt(fixed), spoilt(moving), **masks), Run())
     assert error_mm(found, true, moving) < 0.3
     assert not np.array_equal(found.matrix, run_method(settings, Pair(spoilt(fixed), spoilt(moving)), Run()).matrix)

@@ -4,13 +4,12 @@ import math
 import platform
 import threading
 import time
-from copy import deepcopy
 
 import pytest
 import torch
 
 from pipeline.errors import ConcordError
-from pipeline.learned.fitting import check_loss, choose_device, curve_csv, moments, prefetched, reproducible, restore_moments, untimed
+from pipeline.learned.fitting import check_loss, choose_device, curve_csv, prefetched, reproducible, untimed
 
 
 def test_batches_come_in_order_and_are_drawn_ahead_but_not_far():
@@ -89,28 +88,6 @@ def test_cuda_asked_for_and_absent_is_an_error(monkeypatch):
 
 def test_a_curve_leaves_empty_what_a_row_does_not_have():
     assert curve_csv([{"step": 1, "loss": 0.5}, {"step": 2}], ("step", "loss")) == "step,loss\n1,0.5\n2,\n"
-
-
-@pytest.mark.parametrize("kind", [torch.optim.Adam, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)])
-def test_an_optimiser_goes_on_from_its_moments_in_the_weights_memory_layout(kind):
-    def stepped(network, optimiser):
-        optimiser.zero_grad()
-        network(torch.linspace(-1, 1, 98).view(1, 2, 7, 7)).square().sum().backward()
-        optimiser.step()
-
-    network = torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
-    optimiser = kind(network.parameters())
-    assert moments(optimiser, network) == {}
-    stepped(network, optimiser)
-    stepped(network, optimiser)
-    copy = deepcopy(network)
-    other = kind(copy.parameters())
-    restore_moments(other, copy, {name: tensor.clone().contiguous() for name, tensor in moments(optimiser, network).items()})
-    stepped(network, optimiser)
-    stepped(copy, other)
-    assert torch.equal(network.weight, copy.weight) and torch.equal(network.bias, copy.bias)
-    buffers = [tensor for name, tensor in other.state[copy.weight].items() if name != "step"]
-    assert buffers and all(buffer.stride() == copy.weight.stride() for buffer in buffers)
 
 
 def test_a_loss_that_is_not_finite_says_where():
