@@ -142,13 +142,13 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values corrected by Holm's step-down method; nan stays nan and does not count as a comparison."""
-    from statsmodels.stats.multitest import multipletests
+    """p-values corrected by Holm's step-down method (Scand. J. Stat. 6, 1979); nan stays nan and does not count as a comparison.
 
+    The smallest of n is multiplied by n, the next by n - 1 and so on, and none ends below one before it.
+    """
     corrected = np.array(p_values, dtype=float)
-    known = np.isfinite(corrected)
-    if known.any():
-        corrected[known] = multipletests(corrected[known], method="holm")[1]
+    order = np.argsort(corrected)[: np.isfinite(corrected).sum()]
+    corrected[order] = np.maximum.accumulate(corrected[order] * np.arange(len(order), 0, -1)).clip(max=1.0)
     return corrected
 
 
