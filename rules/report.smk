@@ -62,6 +62,7 @@ rule landscape:
         f"{OUT}/logs/landscape/{{study}}/{{landscape}}-{{method}}.log",
     benchmark:
         f"{OUT}/benchmarks/landscape/{{study}}/{{landscape}}-{{method}}.tsv"
+    priority: 1  # as long as a registration
     threads: settings.threads
     params:
         settings=lambda wildcards: as_json(settings.method(wildcards.method)),
