@@ -172,12 +172,9 @@ def test_a_second_call_finds_nothing_to_do(finished):
     ("path", "value", "reruns"),
     [
         (("studies", "tiny", "tables", "overlap", "title"), "Another", {"table"}),
-        (("studies", "tiny", "figures", "scatter", "title"), "Another", {"figure"}),
-        (("studies", "tiny", "pictures", "cases"), 1, {"pictures"}),
         (("methods", "demons", "iterations"), [12, 10, 10], REGISTERED),
         (("fits", "metric", "steps"), 4, {"train", *REGISTERED, "landscape", "landscape_figure"}),
         (("methods", "cnn", "iterations"), 4, {*REGISTERED, "landscape", "landscape_figure"}),
-        (("studies", "tiny", "landscapes", "around", "title"), "Another", {"landscape_figure"}),
         (("studies", "tiny", "comparison", "tests"), ["wilcoxon"], {"compare", "table"}),
         (
             ("studies", "tiny", "measures"),
