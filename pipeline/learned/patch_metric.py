@@ -195,8 +195,8 @@ class _Fit:
         self.network = network.to(device, memory_format=self._format)
         self._patches = ((settings.sampler.patch - network.patch_vx) // network.stride_vx + 1) ** self.sampler.dimension
         self.best: dict[str, torch.Tensor] = {}
-        momentum = {"momentum": settings.momentum, "dampening": settings.dampening if settings.momentum else 0}
-        make = Adam if settings.optimiser == "adam" else partial(GradientDescent, **momentum)
+        descent = partial(GradientDescent, momentum=settings.momentum, dampening=settings.dampening)
+        make = Adam if settings.optimiser == "adam" else descent
         self.optimiser: Optimiser = make(self.network.named_parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
 
     def run(self, out: Path, key: str) -> None:

@@ -56,7 +56,7 @@ def test_every_key_is_described():
 
 
 def changed(path: str, value) -> dict:
-    """The project's config at a scale where all of it is there, with one key changed."""
+    """The project's config at a scale that has what is changed, with one key changed."""
     content = {**own_config(), "scale": "smoke"}
     *parents, last = path.split("/")
     node = content

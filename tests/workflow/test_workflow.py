@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -172,9 +173,12 @@ def test_a_second_call_finds_nothing_to_do(finished):
     ("path", "value", "reruns"),
     [
         (("studies", "tiny", "tables", "overlap", "title"), "Another", {"table"}),
+        (("studies", "tiny", "figures", "scatter", "title"), "Another", {"figure"}),
+        (("studies", "tiny", "pictures", "cases"), 1, {"pictures"}),
         (("methods", "demons", "iterations"), [12, 10, 10], REGISTERED),
         (("fits", "metric", "steps"), 4, {"train", *REGISTERED, "landscape", "landscape_figure"}),
         (("methods", "cnn", "iterations"), 4, {*REGISTERED, "landscape", "landscape_figure"}),
+        (("studies", "tiny", "landscapes", "around", "title"), "Another", {"landscape_figure"}),
         (("studies", "tiny", "comparison", "tests"), ["wilcoxon"], {"compare", "table"}),
         (
             ("studies", "tiny", "measures"),
@@ -220,3 +224,72 @@ def test_a_job_killed_half_way_is_finished_by_a_rerun(finished):
     assert (folder / "c1.h5").exists()
     assert (folder / "c3.h5").stat().st_mtime_ns == kept  # finished work is not done again
     assert len((folder / "c1.h5").read_bytes()) == len(before)
+
+
+def test_a_cross_validated_network_is_fitted_to_its_studys_prepared_cases_and_shown_in_detail(project, tmp_path):
+    pairs = pd.read_csv(project / "data" / "pairs.csv").query("case != 'c4'")
+    pairs.assign(split="test").to_csv(project / "data" / "whole.csv", index=False)
+    fit = {"learner": "field-network", "study": "tiny", "network": "unet", "widths": [4, 8], "folds": 2, "epochs": 2, "learning_rate": 0.003}
+    study = {
+        "title": "Discs",
+        "dataset": "own",
+        "prepare": {"intensity": "min-max"},
+        "methods": ["identity", "net"],
+        "measures": ["dice", "inference_ms"],
+        "tables": {"overlap": {"title": "Overlap", "rows": ["identity", "net"], "columns": ["dice", {"metric": "dice", "level": "base"}]}},
+        "deformations": {"detail": {"title": "One pair", "methods": ["identity", "net"]}},
+    }
+    content = {
+        "scale": "smoke",
+        "datasets": {"own": {"reader": "table", "file": str(project / "data" / "whole.csv")}},
+        "methods": {"identity": {}, "net": {"use": "resatt", "fit": "net"}},
+        "fits": {"net": fit},
+        "studies": {"tiny": study},
+    }
+    write_config(tmp_path, content)
+    shutil.copytree(ROOT / "workflow" / "profiles", tmp_path / "workflow" / "profiles")
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "smoke"
+    assert (results / "tiny" / "deformations" / "detail.png").stat().st_size > 10_000
+    held_out = [json.loads((results / "weights" / f"net-fold-{fold}.json").read_text())["subjects"]["validation"] for fold in (0, 1)]
+    assert sorted(held_out[0] + held_out[1]) == sorted(pairs["subject"])
+    scores = pd.read_csv(results / "tiny" / "scores.csv")
+    assert set(scores.query("method == 'net'")["subject"]) == set(pairs["subject"])
+    assert rules_to_run(tmp_path) == set()
+
+
+def test_a_translation_network_is_fitted_and_its_images_and_fields_are_shown(project, tmp_path):
+    pairs = pd.read_csv(project / "data" / "pairs.csv").query("case != 'c4'")
+    # the counterpart of these pairs is the moving image itself
+    pairs.assign(moving_counterpart=pairs["moving"]).to_csv(project / "data" / "translated.csv", index=False)
+    study = {
+        "title": "Discs",
+        "dataset": "own",
+        "methods": ["net", "cycle"],
+        "measures": ["dice", "counterpart_mse_percent", "translation_psnr_db", "translation_ssim"],
+        "tables": {"translation": {"title": "Translation", "rows": ["net", "cycle"], "columns": ["translation_psnr_db", "translation_ssim"]}},
+        "deformations": {"warped": {"title": "One pair", "methods": ["net"], "structures": True, "image": "counterpart"}},
+        "translated": {"images": {"title": "Translations", "methods": ["net", "cycle"]}},
+        "parts": {"fields": {"title": "Fields", "method": "net"}},
+    }
+    content = {
+        "scale": "smoke",
+        "datasets": {"own": {"reader": "table", "file": str(project / "data" / "translated.csv")}},
+        "methods": {"net": {"use": "translation", "fit": "net"}, "cycle": {"use": "cyclegan", "fit": "cycle"}},
+        "fits": {
+            "net": {"learner": "translation", "dataset": "own", "iterations": 1, "validation_every": 1},
+            "cycle": {"learner": "cyclegan", "dataset": "own", "blocks": 1, "width": 4, "epochs": 1, "decay_epochs": 0},
+        },
+        "studies": {"tiny": study},
+    }
+    write_config(tmp_path, content)
+    shutil.copytree(ROOT / "workflow" / "profiles", tmp_path / "workflow" / "profiles")
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "smoke" / "tiny"
+    for shown in ("deformations/warped", "translated/images", "parts/fields"):
+        assert (results / f"{shown}.png").stat().st_size > 10_000, shown
+    scores = pd.read_csv(results / "scores.csv")
+    assert set(scores.query("metric == 'translation_psnr_db'")["method"]) == {"net", "cycle"}
+    assert rules_to_run(tmp_path) == set()
