@@ -21,7 +21,8 @@ from metrics.similarity.field_losses import composite_loss
 from metrics.similarity.structural import structural_similarity
 from nets.fields import warp
 from nets.resatt import PATCH_VX, STEP_VX, convolutive_attention
-from nets.unet import CHANNELS, build
+from nets.shapes import CELL_CHANNELS
+from nets.unet import build
 from pipeline.threads import keep_freed_memory
 
 Call = Callable[[], torch.Tensor]
@@ -45,7 +46,7 @@ def item_by_item(key: torch.Tensor, query: torch.Tensor, value: torch.Tensor) ->
 def cell(form: str, given: argparse.Namespace) -> Call:
     """Forward and backward of one cell's attention on maps of full size; the result is the output and the inputs' gradients."""
     torch.manual_seed(SEED)
-    maps = [0.3 * torch.randn(given.batch, CHANNELS, given.size, given.size) for _ in range(3)]
+    maps = [0.3 * torch.randn(given.batch, CELL_CHANNELS, given.size, given.size) for _ in range(3)]
     attend = {"ours": convolutive_attention, "item by item": item_by_item}[form]
 
     def call() -> torch.Tensor:

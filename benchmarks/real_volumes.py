@@ -20,8 +20,9 @@ import numpy as np
 from common import report
 
 from metrics.accuracy.overlap import dice
-from pipeline.learned.patch_metric import PatchMetricFit, fit_patch_metric
-from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings
+from pipeline.learned.patch_metric import fit_patch_metric
+from pipeline.learned.patch_pairs import AlignedPair
+from pipeline.learned.settings.patch_metric import PatchMetricFit, PatchPairSettings
 from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.optimise.models import SplineModel
 from pipeline.resampling import resample, smooth, warp

@@ -23,7 +23,8 @@ from translation_losses import box_correlation, dense, images
 
 from nets.translation import HierarchicalTranslation
 from nets.voxelmorph import VoxelMorph
-from pipeline.learned.translation_losses import LossWeights, coarse_loss, comparison
+from pipeline.learned.settings.translation import LossWeights
+from pipeline.learned.translation_losses import coarse_loss, comparison
 from pipeline.threads import keep_freed_memory
 
 SEED, BINS = 1, 48

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from nets.cross_attention import CHANNELS, CrossAttention
-from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved, six_numbers
+from nets.rigid_networks import PUBLISHED_GRID, check_volumes, draw_weights, halved, six_numbers
+from nets.shapes import Grid, checked_grid
 
 MAP_STRIDES: Grid = (2, 4, 4)
 """Voxels of the input along (z, y, x) from one place of the maps to the next; place (0, 0, 0) is centred on voxel (0, 0, 0)."""

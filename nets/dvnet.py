@@ -12,7 +12,8 @@ from math import prod
 import torch
 from torch import nn
 
-from nets.rigid_networks import PARAMETERS, PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved
+from nets.rigid_networks import PARAMETERS, PUBLISHED_GRID, check_volumes, draw_weights, halved
+from nets.shapes import Grid, checked_grid
 
 WIDTHS, HIDDEN = (64, 128, 256, 512, 512), 288
 

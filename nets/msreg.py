@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.rigid_networks import PUBLISHED_GRID, Grid, check_volumes, checked_grid, draw_weights, halved, six_numbers
+from nets.rigid_networks import PUBLISHED_GRID, check_volumes, draw_weights, halved, six_numbers
+from nets.shapes import Grid, checked_grid
 
 CARDINALITY, EXPANSION = 16, 2
 

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import nn
 
+from nets.shapes import CONFIGURATIONS
+
 INPUT_CHANNELS = 2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Kernel edge, stride and output channels of each convolution, in order; no padding anywhere."""
-
-    kernels: tuple[int, ...]
-    strides: tuple[int, ...]
-    channels: tuple[int, ...]
-
-    @property
-    def patch_vx(self) -> int:
-        """Edge of the receptive field in voxels."""
-        return 1 + sum((kernel - 1) * prod(self.strides[:layer]) for layer, kernel in enumerate(self.kernels))
-
-    @property
-    def stride_vx(self) -> int:
-        """Distance in voxels between the patches of neighbouring outputs."""
-        return prod(self.strides)
-
-
-CONFIGURATIONS: dict[str, Layout] = {
-    "B": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (64, 96, 192, 256, 1)),
-    "B2": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (32, 64, 128, 512, 1)),
-    "A": Layout((5, 3, 3, 1, 1), (2, 2, 1, 1, 1), (128, 128, 384, 512, 1)),
-    "C": Layout((3, 3, 3, 1, 3), (1, 2, 2, 1, 1), (128, 128, 384, 512, 1)),
-    "slim": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (16, 32, 64, 128, 1)),
-    "tiny": Layout((3, 3, 3, 3, 1), (1, 2, 2, 1, 1), (8, 16, 32, 64, 1)),
-}
-"""The paper gives 5 layers, 2 M parameters, patch 17 and stride 4, not widths and kernels: those are ours. B, B2, A and C have the
-published size; "slim" and "tiny" are B with fewer channels, for machines without a GPU."""
 
 
 class PatchCnn(nn.Module):

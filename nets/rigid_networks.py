@@ -7,14 +7,10 @@ from math import ceil
 import torch
 from torch import nn
 
-Grid = tuple[int, int, int]
+from nets.shapes import LEAST_GRIDS, Grid
 
 PARAMETERS = ("tx_mm", "ty_mm", "tz_mm", "ax_deg", "ay_deg", "az_deg")
 """What the outputs are, in order: translations, then the angles of `R = Rz(az) Ry(ay) Rx(ax)`."""
-
-LEAST_GRIDS: dict[str, Grid] = {"attention-reg": (4, 8, 8), "feature-reg": (4, 8, 8), "msreg": (9, 17, 17), "dvnet": (1, 17, 17)}
-"""The networks, and voxels along (z, y, x) of the smallest input of each (ours): it leaves two tokens or pixels along an axis, so that batch
-norm has something to average over in a batch of one, and MSReg's last convolution, whose kernel of 5 has no padding, one voxel."""
 
 PUBLISHED_GRID: Grid = (32, 96, 96)
 """Voxels along (z, y, x) of the papers' input."""
@@ -34,14 +30,6 @@ def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
     if name in ("attention-reg", "feature-reg"):
         return AttentionReg(grid, attention=name == "attention-reg")
     return (MsReg if name == "msreg" else DvNet)(grid)
-
-
-def checked_grid(grid: Grid, network: str) -> Grid:
-    """The grid as integers; raises `ValueError` unless it has three numbers (z, y, x), none below the network's `LEAST_GRIDS`."""
-    least = LEAST_GRIDS[network]
-    if len(grid) != 3 or any(given < needed for given, needed in zip(grid, least, strict=True)):
-        raise ValueError(f"grid {tuple(grid)}; {network} needs (z, y, x) voxels, at least {least}: resample the volumes to a finer grid")
-    return tuple(int(n) for n in grid)
 
 
 def check_volumes(volumes: torch.Tensor, grid: Grid) -> None:

@@ -10,12 +10,9 @@ from torch import nn
 
 from nets.fields import exponential
 from nets.resatt import ResidualAttention, cbr2
+from nets.shapes import CELL_CHANNELS, UNET_WIDTHS
 
 NETWORKS = ("resatt", "unet")
-WIDTHS = (16, 32, 64)
-"""Features of the three contracting stages (ours: the paper's figure gives none)."""
-CHANNELS = 16
-"""Features within each attention cell (ours; the paper says only that they are the same in every cell)."""
 
 
 class RegistrationUNet(nn.Module):
@@ -33,8 +30,8 @@ class RegistrationUNet(nn.Module):
     def __init__(
         self,
         *,
-        widths: tuple[int, ...] = WIDTHS,
-        attention: int | None = CHANNELS,
+        widths: tuple[int, ...] = UNET_WIDTHS,
+        attention: int | None = CELL_CHANNELS,
         scales: tuple[float, float] = (1.0, 1.0),
         svf: bool = False,
         inputs: int = 2,
@@ -80,7 +77,7 @@ class RegistrationUNet(nn.Module):
 
 
 def build(
-    name: str, *, widths: tuple[int, ...] = WIDTHS, channels: int = CHANNELS, scales: tuple[float, float] = (1.0, 1.0), svf: bool = False
+    name: str, *, widths: tuple[int, ...] = UNET_WIDTHS, channels: int = CELL_CHANNELS, scales: tuple[float, float] = (1.0, 1.0), svf: bool = False
 ) -> RegistrationUNet:
     """The network called `name`, one of `NETWORKS`, with fresh weights from torch's generator. Raises `ValueError` for another name."""
     if name not in NETWORKS:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cases import Case
-from pipeline.learned.rigid_cases import Preparation, RigidCase, rigid_case
+from pipeline.learned.rigid_cases import RigidCase, rigid_case
+from pipeline.learned.settings.rigid import Preparation
 from pipeline.rigid_motion import linear_of, motion_matrix
 from pipeline.surfaces import write_stl
 from pipeline.transform_files import write_transform

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from torch import nn
 
 from nets.cyclegan import PatchDiscriminator, ResidualGenerator
@@ -23,6 +23,7 @@ from pipeline.learned.field_cases import FieldCase, divided, named, read_field_c
 from pipeline.learned.fitting import choose_device, kept, made_of, reproducible, untimed
 from pipeline.learned.image_pool import ImagePool
 from pipeline.learned.optimisers import Adam
+from pipeline.learned.settings.cyclegan import CycleGanFit
 from pipeline.learned.translation import modalities_of
 from pipeline.learned.weights import load_network
 from pipeline.methods import Run
@@ -34,29 +35,6 @@ FIXED, MOVING, POOL = range(3)
 """Streams of random numbers."""
 SMALLEST = 32
 """Pixels along an axis that the discriminator needs."""
-
-
-class CycleGanFit(BaseModel):
-    """Settings of a fit; the defaults are those of the authors' code."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    blocks: int = Field(9, ge=1, le=20, description="residual blocks of a generator (the paper: 6 for images of 128 pixels)")
-    width: int = Field(64, ge=1, le=256, description="features of the first convolutions, of generators and discriminators")
-    cycle: float = Field(10.0, ge=0, description="lambda: weight of the mean absolute difference after going there and back")
-    identity: float = Field(0.5, ge=0, description="weight of leaving an image of the wanted modality as it is, as a share of `cycle`")
-    pool: int = Field(50, ge=0, description="images made earlier that discriminators are shown some of")
-    epochs: int = Field(100, ge=1, description="passes over the images at the full learning rate")
-    decay_epochs: int = Field(100, ge=0, description="further ones in which it falls to zero, linearly")
-    batch: int = Field(1, ge=1, description="images of each modality a step")
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam, whose beta_1 is 0.5")
-    flip: bool = Field(True, description="mirror along x in half of the draws")
-    checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else the CPU")
-
-    def network_of(self) -> CycleGan:
-        """Fresh networks, from torch's generator."""
-        return CycleGan(blocks=self.blocks, width=self.width)
 
 
 class CycleGan(nn.Module):
@@ -90,7 +68,7 @@ class CycleGanTraining(EpochTraining):
         self.images = torch.from_numpy(2 * np.stack([case.images for case in train]) - 1).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = settings.network_of()
+            network = CycleGan(blocks=settings.blocks, width=settings.width)
         super().__init__(_Total.of(settings), network.to(device), len(train), progress=Progress())
         parts = (network.generators, network.critics)
         self.optimiser, self.critics = (Adam(part.named_parameters(), settings.learning_rate, betas=(0.5, 0.999)) for part in parts)

@@ -8,39 +8,15 @@ from math import prod
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from metrics.similarity.mind import gaussian_taps, smoothed
 from nets.fields import identity_grid, warp
 from pipeline.errors import ConcordError
 from pipeline.learned.field_cases import FieldCase
+from pipeline.learned.settings.field import Augmentation
 
 ORDER, AUGMENT = range(2)
 """Streams of random numbers, so that none depends on how much another has drawn."""
-
-
-class Augmentation(BaseModel):
-    """What is done to a pair at random, to both images alike. The paper names all of it and gives numbers for the crops only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    swap: bool = Field(True, description="fixed and moving image change places in half of the draws")
-    flip: bool = Field(True, description="mirror along x, and along y, in half of the draws each")
-    rotation_deg: float = Field(30.0, ge=0, le=180, description="bound of the rotation about the centre (ours)")
-    crop: tuple[float, float] = Field(
-        (0.8, 1.0), description="edge of a random part that is enlarged to the whole, as a share of the image's (paper)"
-    )
-    deform_vx: float = Field(1.0, ge=0, description="root mean square of each component of a random displacement, low-pass filtered noise (ours)")
-    deform_sigma_vx: float = Field(8.0, gt=0, description="sigma of that filter, a Gaussian (ours)")
-
-    @model_validator(mode="after")
-    def _check(self) -> Augmentation:
-        if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"crop {self.crop}: expected two shares, 0 < low <= high <= 1")
-        return self
-
-
-NO_AUGMENTATION = Augmentation(swap=False, flip=False, rotation_deg=0, crop=(1, 1), deform_vx=0)
 
 
 @dataclass(frozen=True, eq=False)

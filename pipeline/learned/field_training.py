@@ -15,7 +15,7 @@ from pipeline.learned.field_cases import FieldCase
 from pipeline.learned.fitting import untimed
 
 if TYPE_CHECKING:
-    from pipeline.learned.field import FieldFit
+    from pipeline.learned.settings.field import FieldFit
 
 CURVE = ("epoch", "learning_rate", "train_loss", "validation_loss", "validation_dice", "validation_start_dice", "seconds", "pairs_per_second")
 

@@ -14,13 +14,13 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nets.patch_cnn import CONFIGURATIONS, PatchCnn
+from nets.patch_cnn import PatchCnn
+from nets.shapes import CONFIGURATIONS
 from pipeline.cases import read_cases
 from pipeline.errors import ConcordError, choices
 from pipeline.files import write_text
@@ -38,7 +38,8 @@ from pipeline.learned.fitting import (
     untimed,
 )
 from pipeline.learned.optimisers import Adam, GradientDescent, Optimiser
-from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
+from pipeline.learned.patch_pairs import AlignedPair, PatchSampler, data_of, normalisation_card, unit_range
+from pipeline.learned.settings.patch_metric import PatchMetricFit
 from pipeline.learned.weights import beside, load_checkpoint, load_network, save_checkpoint
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
@@ -46,42 +47,6 @@ from pipeline.provenance import fingerprint
 log = logging.getLogger(__name__)
 ARCHITECTURE = "patch-cnn"
 CURVE = ("step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds", "patches_per_second")
-
-
-class PatchMetricFit(BaseModel):
-    """Settings of a fit; the defaults are the paper's where it gives them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    configuration: str = Field("B", description=f"layers of the network: {', '.join(CONFIGURATIONS)}")
-    pairs: int | Literal["all"] = Field("all", description="fit to so many pairs, the first in a seeded random order (the paper's k)")
-    sampler: PatchPairSettings = Field(PatchPairSettings(), description="how patches are drawn, and how many a batch")
-    steps: int = Field(100_000, ge=1, description="batches to fit to (ours; the paper does not say)")
-    optimiser: Literal["sgd", "adam"] = Field("sgd", description="stochastic gradient descent with momentum (paper), or Adam (ours)")
-    learning_rate: float = Field(0.01, gt=0, description="0.01 of stochastic gradient descent in the paper; Adam wants a tenth of it")
-    decay: Literal["constant", "cosine"] = Field("constant", description="learning rate over the steps: as in the paper, or to zero (ours)")
-    momentum: float = Field(0.9, ge=0, lt=1, description="0.9 in the paper")
-    dampening: float = Field(0.9, ge=0, lt=1, description="of the momentum; Torch 7, which the paper used, takes the momentum by default")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty; the paper names none")
-    validation_every: int = Field(1000, ge=1, description="steps between rows of the learning curve")
-    validation_patches: int = Field(2048, ge=2, description="patch pairs of a validation, always the same ones")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the convolutions; weights are always single precision")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else the CPU")
-
-    @model_validator(mode="after")
-    def _check(self) -> PatchMetricFit:
-        if self.configuration not in CONFIGURATIONS:
-            raise ValueError(f"no configuration {self.configuration!r}{choices(self.configuration, CONFIGURATIONS)}")
-        layout = CONFIGURATIONS[self.configuration]
-        if self.sampler.patch < layout.patch_vx or (self.sampler.patch - layout.patch_vx) % layout.stride_vx:
-            raise ValueError(
-                f"sampler.patch {self.sampler.patch}: expected {layout.patch_vx}, the patch of configuration {self.configuration}, or that and a "
-                f"multiple of its stride, {layout.stride_vx}"
-            )
-        if self.pairs != "all" and self.pairs < 1:
-            raise ValueError("pairs must be 1 or more, or all")
-        return self
 
 
 def fit_patch_metric(

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ConcordError
+from pipeline.learned.settings.patch_metric import PatchPairSettings
 
 ALIGNED, MISALIGNED = -1.0, 1.0
 _STREAMS = {"train": 0, "validation": 1}
@@ -46,34 +46,6 @@ class AlignedPair:
         for volume in (self.a, self.b):
             digest.update(np.ascontiguousarray(volume).data)
         return digest.hexdigest()
-
-
-class PatchPairSettings(BaseModel):
-    """How patches are drawn. The paper varies position, scale, rotation and mirroring; it does not give the ranges."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    patch: int = Field(
-        17,
-        ge=3,
-        description="edge of a sampled cube in voxels; 17 in the paper, one patch. A larger one holds many, which share most of their computation (ours)",
-    )
-    batch: int = Field(128, ge=2, description="pairs of cubes in a batch, half of them aligned; 128 in the paper")
-    scale: tuple[float, float] = Field((0.8, 1.25), description="range of the edge of the sampled cube over that of the patch (ours)")
-    rotation_degrees: float = Field(10.0, ge=0, le=180, description="largest rotation about a random axis (ours; the author's later default)")
-    mirror: bool = Field(True, description="mirror each axis with probability one half")
-    contrast: float = Field(
-        0.0, ge=0, le=2, description="intensities v in [0, 1] become gain v^gamma, log of both uniform within this bound, each channel alone (ours)"
-    )
-    swap_channels: bool = Field(False, description="swap the channels of half of the pairs, for a metric that does not depend on their order (ours)")
-
-    @model_validator(mode="after")
-    def _check(self) -> PatchPairSettings:
-        if self.batch % 2:
-            raise ValueError("batch must be even: half of it is aligned, half is not")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError("scale must be two positive numbers, the smaller one first")
-        return self
 
 
 def unit_range(array: np.ndarray, name: str, mask: np.ndarray | None = None) -> np.ndarray:

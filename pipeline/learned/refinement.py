@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from metrics.similarity.regularisers import mean_squared_gradient
 from nets.fields import warp
 from nets.voxelmorph import resized, shrunk
 from pipeline.learned.optimisers import Adam
-from pipeline.learned.translation_losses import Compare, SimilarityName, comparison
-
-
-class Refinement(BaseModel):
-    """How a displacement is refined after the network (ours; the practice is common since VoxelMorph's paper, sec. V-D)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    iterations: int = Field(30, ge=1, le=10_000, description="steps of Adam")
-    learning_rate: float = Field(0.05, gt=0, description="of Adam, in voxels")
-    smooth: float = Field(0.2, ge=0, description="weight of the displacement's mean squared gradient beside the 1 of the similarity")
-    similarity: SimilarityName | None = Field(None, description="what is minimised; null: what the network was fitted by")
-    bins: int = Field(48, ge=8, le=256, description="nmi, mattes: histogram bins an image")
-    shrink: int = Field(2, ge=1, le=16, description="voxels an axis to a node of the correction, which is linear between")
+from pipeline.learned.settings.translation import Refinement, SimilarityName
+from pipeline.learned.translation_losses import Compare, comparison
 
 
 def refined(images: torch.Tensor, displacement_vx: torch.Tensor, how: Refinement, similarity: SimilarityName) -> tuple[torch.Tensor, list[float]]:

@@ -13,11 +13,11 @@ from pipeline.errors import ConcordError, choices, explain
 from pipeline.methods import Run
 
 LEARNERS: dict[str, tuple[str, str]] = {
-    "cyclegan": ("pipeline.learned.cyclegan:CycleGanFit", "pipeline.learned.cyclegan:fit_to_cases"),
-    "field-network": ("pipeline.learned.field:FieldFit", "pipeline.learned.field:fit_to_cases"),
-    "patch-metric": ("pipeline.learned.patch_metric:PatchMetricFit", "pipeline.learned.patch_metric:fit_to_cases"),
-    "rigid-network": ("pipeline.learned.rigid:RigidFit", "pipeline.learned.rigid:fit_to_cases"),
-    "translation": ("pipeline.learned.translation:TranslationFit", "pipeline.learned.translation:fit_to_cases"),
+    "cyclegan": ("pipeline.learned.settings.cyclegan:CycleGanFit", "pipeline.learned.cyclegan:fit_to_cases"),
+    "field-network": ("pipeline.learned.settings.field:FieldFit", "pipeline.learned.field:fit_to_cases"),
+    "patch-metric": ("pipeline.learned.settings.patch_metric:PatchMetricFit", "pipeline.learned.patch_metric:fit_to_cases"),
+    "rigid-network": ("pipeline.learned.settings.rigid:RigidFit", "pipeline.learned.rigid:fit_to_cases"),
+    "translation": ("pipeline.learned.settings.translation:TranslationFit", "pipeline.learned.translation:fit_to_cases"),
 }
 """Name: where its settings stand, and the function that fits it to a table of cases."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.learned.rigid_cases import RigidCase, RigidVolumes
+from pipeline.learned.settings.rigid import Perturbation
 from pipeline.rigid_motion import Surfaces, draw_motions, motion_matrix, motion_parameters
 
 LOSS_VERTICES = 512
@@ -37,15 +38,6 @@ class Batch:
     volumes: torch.Tensor
     targets: torch.Tensor
     vertices_mm: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """How starting positions are drawn: SRE between two bounds in mm, and the box of translations and angles before scaling."""
-
-    sre_mm: tuple[float, float] = (0.0, 20.0)
-    translation_mm: float = 5.0
-    rotation_deg: float = 6.0
 
 
 class RigidBatches:

@@ -6,15 +6,16 @@ What the network is trained on and what it is applied to are made by the same fu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
+from pipeline.learned.settings.rigid import Preparation
 from pipeline.provenance import file_sha256
 from pipeline.region import region_grid, region_mask
 from pipeline.resampling import resample
@@ -22,44 +23,7 @@ from pipeline.rigid_motion import rigid_matrix
 from pipeline.transform_files import read_transform
 from pipeline.volumes import Geometry, Volume, read_volume
 
-Input = Literal["image", "label"]
-Centre = Literal["origin", "gland"]
 NEEDED = ("fixed_labels", "true_transform", "fixed_surface")
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How a pair becomes a network's input; part of the weights' card.
-
-    `size` is `(x, y, z)`. Channel 0 is the fixed image or, for the input "label", the organ's label map. `cut` is the share of the fixed
-    volume's voxels above the grey value that becomes the moving volume's largest. Rotations are about `centre`: the fixed volume's origin,
-    as in the paper, or the centre of the region, which is the gland's (ours).
-    """
-
-    input: Input = "image"
-    size: tuple[int, int, int] = (96, 96, 32)
-    enlarge: float = 0.3
-    centre: Centre = "origin"
-    cut: float = 0.001
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """The size as (z, y, x)."""
-        x, y, z = self.size
-        return z, y, x
-
-    def card(self) -> dict[str, Any]:
-        """As the card holds it."""
-        return asdict(self) | {"size": list(self.size)}
-
-    def cut_from(self, enlarge: float, weights: Path) -> Preparation:
-        """The same for regions cut with `enlarge`, where 0 says that the mask is the region already.
-
-        Raises `ConcordError` for another share than the network behind `weights` was fitted to.
-        """
-        if enlarge and abs(enlarge - self.enlarge) > 1e-9:
-            raise ConcordError(f"enlarge {enlarge}; {weights} was fitted to regions enlarged by {self.enlarge}: set enlarge to that, or fit again")
-        return replace(self, enlarge=enlarge)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from pipeline.learned.rigid_cases import Preparation
+    from pipeline.learned.settings.rigid import Preparation
 
 JITTER_MM = (1.0, 2.0)
 """SRE, at the region's corners, of the motions whose predictions are averaged (ours)."""

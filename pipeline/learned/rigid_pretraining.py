@@ -10,7 +10,6 @@ from contextlib import closing
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from metrics.similarity.contrastive import symmetric_info_nce
 from nets.attention_reg import AttentionReg
@@ -18,21 +17,10 @@ from pipeline.errors import ConcordError
 from pipeline.learned.fitting import check_loss, prefetched
 from pipeline.learned.optimisers import Adam
 from pipeline.learned.rigid_batches import RigidBatches
+from pipeline.learned.settings.rigid import Pretraining
 
 log = logging.getLogger(__name__)
 REPORTED = 50
-
-
-class Pretraining(BaseModel):
-    """Settings; all are ours."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(1000, ge=1, description="batches")
-    positions: int = Field(512, ge=2, description="places compared a batch, each with all the others")
-    temperature: float = Field(0.1, gt=0, description="of the softmax over cosines")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
-    jitter_mm: float = Field(4.0, ge=0, description="both volumes are moved alike by motions of up to this SRE, so that no place is always the same")
 
 
 def pretrain(network: AttentionReg, batches: RigidBatches, settings: Pretraining, *, batch: int, precision: str) -> float:

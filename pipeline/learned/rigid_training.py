@@ -19,7 +19,7 @@ from pipeline.learned.rigid_cases import RigidCase
 from pipeline.learned.rigid_pretraining import pretrain
 
 if TYPE_CHECKING:
-    from pipeline.learned.rigid import RigidFit
+    from pipeline.learned.settings.rigid import RigidFit
 
 CURVE = (
     "epoch",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from metrics.similarity.gradient_correlation import gradient_correlation
 from metrics.similarity.gradients import normalised_gradient_fields
@@ -17,25 +15,10 @@ from metrics.similarity.parzen import parzen_mutual_information, unit_range
 from metrics.similarity.regularisers import mean_squared_gradient
 from nets.fields import warp
 from nets.translation import Translated
+from pipeline.learned.settings.translation import LossWeights, SimilarityName
 
-SimilarityName = Literal["nmi", "ncc", "lg", "mattes", "mind", "ngf"]
 Compare = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 UNIT = (0.0, 1.0)
-
-
-class LossWeights(BaseModel):
-    """Weights of the terms; the defaults are the paper's for its NMI. For other similarities it has found others, which it does not name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    coarse_smooth: float = Field(0.02, ge=0, description="alpha_1: mean squared gradient of the coarse displacement in voxels")
-    coarse_similarity: float = Field(0.15, ge=0, description="beta_1: fixed and warped moving image, in each direction")
-    mask_similarity: float = Field(0.02, ge=0, description="alpha_2: mask and moving image")
-    translated_similarity: float = Field(0.02, ge=0, description="beta_2: translated and moving image")
-    translated_squares: float = Field(2.5, ge=0, description="lambda_2: mean squared difference of the warped translated image and the fixed one")
-    fine_smooth: float = Field(0.02, ge=0, description="alpha_3: mean squared gradient of the fine displacement in voxels")
-    fine_similarity: float = Field(0.1, ge=0, description="beta_3: fixed image and moving one, warped by the whole displacement")
-    fine_squares: float = Field(1.5, ge=0, description="lambda_3: the same of the translated image, squared difference")
 
 
 def comparison(name: SimilarityName, *, bins: int) -> Compare:

@@ -12,7 +12,7 @@ from pydantic import Field as Setting
 from pipeline.errors import ConcordError
 from pipeline.learned.modalities import check_modalities
 from pipeline.learned.network_method import NetworkMethod, trace_network
-from pipeline.learned.refinement import Refinement
+from pipeline.learned.settings.translation import Refinement
 from pipeline.methods import Pair, Run
 from pipeline.resampling import resample
 from pipeline.transforms import Field, Transform

@@ -19,7 +19,7 @@ from pipeline.learned.fitting import untimed
 from pipeline.learned.translation_losses import coarse_loss, comparison, fine_loss, translation_loss
 
 if TYPE_CHECKING:
-    from pipeline.learned.translation import TranslationFit
+    from pipeline.learned.settings.translation import TranslationFit
 
 CURVE = (
     "epoch",

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nets.attention_reg import AttentionReg
-from nets.rigid_networks import LEAST_GRIDS, PARAMETERS
+from nets.rigid_networks import PARAMETERS
+from nets.shapes import LEAST_GRIDS
 
 GRID = (4, 16, 12)
 each_variant = pytest.mark.parametrize("attention", [True, False])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nets.dvnet import DvNet
-from nets.rigid_networks import LEAST_GRIDS
+from nets.shapes import LEAST_GRIDS
 
 GRID = (4, 33, 20)
 

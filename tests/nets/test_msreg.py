@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nets.msreg import Bottleneck, MsReg, stage
-from nets.rigid_networks import LEAST_GRIDS
+from nets.shapes import LEAST_GRIDS
 
 
 def count(*modules):

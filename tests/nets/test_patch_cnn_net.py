@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets.patch_cnn import CONFIGURATIONS, PatchCnn
+from nets.patch_cnn import PatchCnn
+from nets.shapes import CONFIGURATIONS
 
 each_configuration = pytest.mark.parametrize("name", CONFIGURATIONS)
 each_dimension = pytest.mark.parametrize("dimension", [2, 3])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nets.rigid_networks import LEAST_GRIDS, build
+from nets.rigid_networks import build
+from nets.shapes import LEAST_GRIDS
 
 
 @pytest.mark.parametrize("name", LEAST_GRIDS)

@@ -100,7 +100,8 @@ def shifting(folder) -> Path:
     """Weights of a network that gives 2 voxels along x and -1 along y, whatever it sees."""
     import torch
 
-    from pipeline.learned.field import ARCHITECTURE, FieldFit
+    from pipeline.learned.field import ARCHITECTURE
+    from pipeline.learned.settings.field import FieldFit
     from pipeline.learned.weights import save_weights
 
     settings = FieldFit(network="unet", widths=(2, 4))

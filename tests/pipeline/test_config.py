@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,15 @@ def own_config() -> dict:
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_projects_own_config_is_valid_at_every_scale(scale):
     assert load_config(ROOT / "config.yaml", scale=scale).scale == scale
+
+
+def test_it_is_checked_without_loading_itk_or_torch():
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import load_config; load_config(Path('config.yaml'));"
+        "print([m for m in ('itk', 'torch', 'nibabel', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_schema_in_the_project_is_the_one_of_the_code():

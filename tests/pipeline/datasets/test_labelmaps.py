@@ -322,7 +322,8 @@ def test_a_patch_metric_is_fitted_to_them_without_itk(root):
     code = f"""
 import sys; sys.modules["itk"] = None
 from pathlib import Path
-from pipeline.learned.patch_metric import PatchMetricFit, fit_to_cases
+from pipeline.learned.patch_metric import fit_to_cases
+from pipeline.learned.settings.patch_metric import PatchMetricFit
 from pipeline.methods import Run
 settings = PatchMetricFit(configuration="tiny", steps=2, sampler={{"batch": 4, "swap_channels": True}}, validation_every=2, validation_patches=8)
 card = fit_to_cases(settings, Path({str(root.parent / "cases.csv")!r}), run=Run(seed=1), out=Path({str(root.parent / "weights")!r}))

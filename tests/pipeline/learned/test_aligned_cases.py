@@ -11,8 +11,9 @@ import pytest
 from pipeline.cases import Case, write_cases
 from pipeline.errors import ConcordError
 from pipeline.learned.aligned_cases import first_pairs, modalities_of, read_pairs, turned
-from pipeline.learned.patch_metric import PatchMetricFit, fit_to_cases
-from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings
+from pipeline.learned.patch_metric import fit_to_cases
+from pipeline.learned.patch_pairs import AlignedPair
+from pipeline.learned.settings.patch_metric import PatchMetricFit, PatchPairSettings
 from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume, write_volume
 
@@ -71,7 +72,8 @@ import sys
 from pathlib import Path
 from pipeline.cases import Case
 from pipeline.learned.aligned_cases import read_pairs
-from pipeline.learned.patch_metric import PatchMetricFit, fit_patch_metric, load_patch_metric
+from pipeline.learned.patch_metric import fit_patch_metric, load_patch_metric
+from pipeline.learned.settings.patch_metric import PatchMetricFit
 pairs = read_pairs([Case(case="c1", fixed=Path({str(case.fixed)!r}), moving=Path({str(case.moving)!r}), subject="c1", split="train")], "train")
 settings = PatchMetricFit(configuration="tiny", steps=1, sampler={{"batch": 2}}, device="cpu")
 fit_patch_metric(pairs, [], settings, seed=0, threads=1, out=Path({str(tmp_path)!r}) / "net")

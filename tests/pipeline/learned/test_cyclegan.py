@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from pipeline.cases import Case, write_cases
 from pipeline.errors import ConcordError
-from pipeline.learned.cyclegan import CURVE, CycleGanFit, CycleGanTraining, fit_cyclegan, load_cyclegan, translate
+from pipeline.learned.cyclegan import CURVE, CycleGanTraining, fit_cyclegan, load_cyclegan, translate
 from pipeline.learned.field_cases import FieldCase
 from pipeline.learned.registry import fit
+from pipeline.learned.settings.cyclegan import CycleGanFit
 from pipeline.learned.weights import beside, load_weights, save_weights
 from pipeline.methods import Run
 from pipeline.volumes import Geometry, Volume, write_volume

@@ -7,9 +7,10 @@ import pytest
 from examples import blob_volume
 
 from pipeline.errors import ConcordError
-from pipeline.learned.cyclegan import CycleGanFit, fit_cyclegan, translate
+from pipeline.learned.cyclegan import fit_cyclegan, translate
 from pipeline.learned.cyclegan_method import CycleGan
 from pipeline.learned.field_cases import FieldCase, scaled
+from pipeline.learned.settings.cyclegan import CycleGanFit
 from pipeline.methods import Pair, Run, run_method
 from pipeline.volumes import Geometry
 

@@ -16,10 +16,11 @@ from metrics.similarity.field_losses import composite_loss, label_driven_loss, o
 from nets.fields import warp
 from nets.unet import build
 from pipeline.errors import ConcordError
-from pipeline.learned.field import FieldFit, fit_fields, fit_to_cases, load_field
-from pipeline.learned.field_batches import Augmentation, FieldBatches
+from pipeline.learned.field import fit_fields, fit_to_cases, load_field
+from pipeline.learned.field_batches import FieldBatches
 from pipeline.learned.field_training import CURVE, FieldTraining, mean_dice
 from pipeline.learned.registry import fit, learner_settings
+from pipeline.learned.settings.field import Augmentation, FieldFit
 from pipeline.learned.weights import beside, load_weights, save_weights
 from pipeline.methods import Run
 

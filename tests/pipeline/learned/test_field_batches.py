@@ -9,7 +9,8 @@ from field_examples import field_case, pair_arrays
 from scipy.ndimage import affine_transform
 
 from pipeline.errors import ConcordError
-from pipeline.learned.field_batches import NO_AUGMENTATION, Augmentation, FieldBatch, FieldBatches, augmented, drawn_maps, low_passed
+from pipeline.learned.field_batches import FieldBatch, FieldBatches, augmented, drawn_maps, low_passed
+from pipeline.learned.settings.field import NO_AUGMENTATION, Augmentation
 
 CPU = torch.device("cpu")
 

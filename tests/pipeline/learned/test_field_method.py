@@ -12,8 +12,9 @@ from torch import nn
 from metrics.accuracy.overlap import dice, mean_over_structures
 from pipeline.cases import read_cases
 from pipeline.errors import ConcordError
-from pipeline.learned.field import FieldFit, fit_fields
+from pipeline.learned.field import fit_fields
 from pipeline.learned.field_method import FieldNetwork
+from pipeline.learned.settings.field import FieldFit
 from pipeline.methods import Pair, Run, run_method
 from pipeline.registration import load_pair
 from pipeline.resampling import warp

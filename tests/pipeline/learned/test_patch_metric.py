@@ -12,8 +12,9 @@ from scipy.ndimage import gaussian_filter
 
 from nets.patch_cnn import PatchCnn
 from pipeline.errors import ConcordError
-from pipeline.learned.patch_metric import CURVE, PatchMetricFit, _Fit, fit_patch_metric, load_patch_metric, normalised
-from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler
+from pipeline.learned.patch_metric import CURVE, _Fit, fit_patch_metric, load_patch_metric, normalised
+from pipeline.learned.patch_pairs import AlignedPair, PatchSampler
+from pipeline.learned.settings.patch_metric import PatchMetricFit, PatchPairSettings
 from pipeline.learned.weights import load_weights, save_weights
 from pipeline.volumes import Geometry
 

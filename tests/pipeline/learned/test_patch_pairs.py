@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from scipy.ndimage import map_coordinates
 
 from pipeline.errors import ConcordError
-from pipeline.learned.patch_pairs import AlignedPair, PatchPairSettings, PatchSampler, data_of, normalisation_card, unit_range
+from pipeline.learned.patch_pairs import AlignedPair, PatchSampler, data_of, normalisation_card, unit_range
+from pipeline.learned.settings.patch_metric import PatchPairSettings
 
 SHAPES = {"2-D": (40, 36), "3-D": (36, 34, 38)}
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -12,13 +12,15 @@ import torch
 from pydantic import ValidationError
 from rigid_examples import tiny_case, truth_of, volumes, written_case
 
-from nets.rigid_networks import LEAST_GRIDS, build
+from nets.rigid_networks import build
+from nets.shapes import LEAST_GRIDS
 from pipeline.cases import write_cases
 from pipeline.errors import ConcordError
-from pipeline.learned.rigid import RigidFit, fit_rigid, fit_to_cases, load_rigid
+from pipeline.learned.rigid import fit_rigid, fit_to_cases, load_rigid
 from pipeline.learned.rigid_batches import RigidBatches
 from pipeline.learned.rigid_method import RigidNetwork
 from pipeline.learned.rigid_training import CURVE, RigidTraining
+from pipeline.learned.settings.rigid import RigidFit
 from pipeline.learned.weights import beside, load_weights, save_weights
 from pipeline.methods import Pair, Run, run_method
 from pipeline.rigid_motion import Surfaces, draw_motions, linear_of, motion_matrix, rigid_matrix

@@ -9,8 +9,9 @@ from examples import blob_volume, oblique_geometry
 from rigid_examples import FIXED, TINY, tiny_case, truth_of, volumes, written_case
 
 from pipeline.errors import ConcordError
-from pipeline.learned.rigid_batches import Perturbation, RigidBatches, vertex_distance_mm
+from pipeline.learned.rigid_batches import RigidBatches, vertex_distance_mm
 from pipeline.learned.rigid_cases import RigidVolumes, read_rigid_cases, resampled, rigid_case, scaled_jointly
+from pipeline.learned.settings.rigid import Perturbation
 from pipeline.region import region_grid, region_mask
 from pipeline.resampling import warp
 from pipeline.rigid_motion import linear_of, motion_matrix

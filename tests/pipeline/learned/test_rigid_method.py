@@ -12,9 +12,10 @@ from torch import nn
 
 from pipeline.errors import ConcordError
 from pipeline.learned import rigid
-from pipeline.learned.rigid import RigidFit, fit_rigid
+from pipeline.learned.rigid import fit_rigid
 from pipeline.learned.rigid_cases import RigidVolumes
 from pipeline.learned.rigid_method import RigidNetwork
+from pipeline.learned.settings.rigid import RigidFit
 from pipeline.learned.weights import load_weights, save_weights
 from pipeline.methods import Pair, Run, run_method
 from pipeline.region import region_grid, region_mask

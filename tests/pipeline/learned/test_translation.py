@@ -16,8 +16,9 @@ from pipeline.cases import read_cases, write_cases
 from pipeline.errors import ConcordError
 from pipeline.learned.field_cases import FieldCase
 from pipeline.learned.registry import fit
-from pipeline.learned.translation import TranslationFit, fit_to_cases, fit_translation, load_translation
-from pipeline.learned.translation_losses import LossWeights, coarse_loss, comparison, fine_loss, translation_loss
+from pipeline.learned.settings.translation import LossWeights, TranslationFit
+from pipeline.learned.translation import fit_to_cases, fit_translation, load_translation
+from pipeline.learned.translation_losses import coarse_loss, comparison, fine_loss, translation_loss
 from pipeline.learned.translation_training import CURVE, TranslationTraining, seeded_network
 from pipeline.learned.weights import beside, load_weights, save_weights
 from pipeline.methods import Run

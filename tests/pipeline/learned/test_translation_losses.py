@@ -10,7 +10,8 @@ from metrics.similarity.parzen import parzen_mutual_information, unit_range
 from nets.fields import compose, warp
 from nets.translation import Translated
 from nets.voxelmorph import Displacements
-from pipeline.learned.translation_losses import LossWeights, coarse_loss, comparison, fine_loss, translation_loss
+from pipeline.learned.settings.translation import LossWeights
+from pipeline.learned.translation_losses import coarse_loss, comparison, fine_loss, translation_loss
 
 NAMES = ("nmi", "ncc", "lg", "mattes", "mind", "ngf")
 WEIGHTS = LossWeights(

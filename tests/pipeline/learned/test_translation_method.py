@@ -13,8 +13,9 @@ from nets.voxelmorph import Displacements
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.learned.field_cases import FieldCase
-from pipeline.learned.refinement import Refinement, refined
-from pipeline.learned.translation import TranslationFit, fit_translation
+from pipeline.learned.refinement import refined
+from pipeline.learned.settings.translation import Refinement, TranslationFit
+from pipeline.learned.translation import fit_translation
 from pipeline.learned.translation_method import TranslationNetwork
 from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.registration import image_name, register_batch
