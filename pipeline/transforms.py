@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import ConcordError
-from pipeline.itk_classes import itk_class
+from pipeline.itk_classes import itk_class, load_itk
 from pipeline.volumes import Geometry
 
 INVERSE_TOLERANCE_MM = 1e-3
@@ -303,7 +303,7 @@ def slabs(geometry: Geometry) -> Iterator[tuple[slice, np.ndarray]]:
 
 def to_itk(transform: Transform) -> Any:
     """The equivalent `itk` transform, double precision."""
-    import itk
+    itk = load_itk()
 
     d = transform.dimension
     if isinstance(transform, Composite):
@@ -356,7 +356,7 @@ def from_itk(transform: Any) -> Transform:
 
 
 def _linear_to_itk(transform: Linear) -> Any:
-    import itk
+    itk = load_itk()
 
     d = transform.dimension
     if transform.kind == "translation":
@@ -384,6 +384,6 @@ def _parameters(values: Sequence[float] | np.ndarray) -> Any:
 
 
 def _array_of(parameters: Any) -> np.ndarray:
-    import itk
+    itk = load_itk()
 
     return np.array(itk.array_from_vnl_vector(parameters))

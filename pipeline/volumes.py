@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.errors import ConcordError
 from pipeline.files import whole_file
+from pipeline.itk_classes import load_itk
 from pipeline.metaimage import read_samples, write_samples
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -212,7 +213,7 @@ def read_vector_field(path: Path | str) -> tuple[np.ndarray, Geometry]:
     """Read a vector image as `([z,] y, x, d)`, float32, and its geometry. Raises `ConcordError` where it is no displacement field."""
     if not Path(path).exists():
         raise ConcordError(f"{path}: no such file; check the path")
-    import itk
+    itk = load_itk()
 
     image = _itk_read(Path(path))
     array = np.array(itk.array_view_from_image(image))
@@ -232,7 +233,7 @@ def to_itk(volume: Volume, dtype: type | None = None) -> Any:
 
 def from_itk(image: Any, name: str = "volume") -> Volume:
     """A volume from a scalar `itk.Image`, samples copied in native byte order."""
-    import itk
+    itk = load_itk()
 
     geometry = _geometry_of(image, name)
     array = np.array(itk.array_view_from_image(image))
@@ -242,7 +243,7 @@ def from_itk(image: Any, name: str = "volume") -> Volume:
 
 
 def _itk_image_from_array(array: np.ndarray, is_vector: bool = False) -> Any:
-    import itk
+    itk = load_itk()
 
     return itk.image_from_array(np.ascontiguousarray(array), is_vector=is_vector)
 
@@ -254,7 +255,7 @@ def _narrow(dtype: np.dtype) -> np.dtype:
 
 
 def _with_geometry(image: Any, geometry: Geometry) -> Any:
-    import itk
+    itk = load_itk()
 
     image.SetSpacing(geometry.spacing_mm)
     image.SetOrigin(geometry.origin_mm)
@@ -263,7 +264,7 @@ def _with_geometry(image: Any, geometry: Geometry) -> Any:
 
 
 def _geometry_of(image: Any, name: str) -> Geometry:
-    import itk
+    itk = load_itk()
 
     direction = itk.array_from_matrix(image.GetDirection())
     size = tuple(int(n) for n in image.GetLargestPossibleRegion().GetSize())
@@ -274,7 +275,7 @@ def _geometry_of(image: Any, name: str) -> Geometry:
 
 
 def _itk_read(path: Path, pixel_type: Any = None) -> Any:
-    import itk
+    itk = load_itk()
 
     try:
         if path.is_dir():
@@ -286,7 +287,7 @@ def _itk_read(path: Path, pixel_type: Any = None) -> Any:
 
 
 def _dicom_files(folder: Path) -> list[str]:
-    import itk
+    itk = load_itk()
 
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
@@ -298,7 +299,7 @@ def _dicom_files(folder: Path) -> list[str]:
 
 
 def _itk_write(image: Any, path: Path) -> None:
-    import itk
+    itk = load_itk()
 
     if not path.name.endswith(WRITTEN):
         raise ConcordError(f"{path}: cannot write this suffix; choose one of {', '.join(WRITTEN)}")
@@ -353,7 +354,7 @@ def _read_nifti(path: Path) -> Volume:
 
 def _header_of(path: Path) -> Any:
     """ITK's reader of a file with its header read, samples left alone."""
-    import itk
+    itk = load_itk()
 
     reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
     if reader is None:

@@ -22,7 +22,7 @@ from pipeline.classical.pyramid import (
     zero_field,
 )
 from pipeline.errors import ConcordError
-from pipeline.itk_classes import itk_class
+from pipeline.itk_classes import itk_class, load_itk
 from pipeline.methods import Method, Pair, Run
 from pipeline.resampling import resample, smooth, warp
 from pipeline.transforms import Field, Transform, compose
@@ -35,6 +35,7 @@ FIELD_SIGMA_VX = 1.5
 """Sigma of the field's smoothing unless told in mm (ours; ITK's is 1)."""
 KERNEL_ERROR = 0.01
 """What a smoothing kernel may leave out of its Gaussian (ours; ITK's 0.1 cuts the tails off)."""
+_HISTOGRAM_BINS, _MATCH_POINTS = 256, 15
 
 
 class Demons(Method):
@@ -67,11 +68,9 @@ class Demons(Method):
 
     def load(self) -> None:
         """ITK's Demons, and elastix where there is a linear stage."""
-        import itk
+        itk = load_itk()
 
         _ = itk.image_from_array, itk_class("DiffeomorphicDemonsRegistrationFilter", "IF3IF3IVF33")
-        if self.histogram_matching:
-            itk_class("HistogramMatchingImageFilter", "IF3IF3")
         load_linear(self.linear)
 
     def register(self, pair: Pair, run: Run) -> Transform:
@@ -100,7 +99,7 @@ class Demons(Method):
             raise ConcordError(
                 f"{fixed.name} and {moving.name}: Demons stopped at level {level + 1} ({itk_reason(error)}); start closer or smooth more"
             ) from error
-        import itk
+        itk = load_itk()
 
         return Field(np.array(itk.array_view_from_image(method.GetOutput()), dtype=float), grid)
 
@@ -138,21 +137,25 @@ class Demons(Method):
 
 def _histogram_matched(moving: Volume, fixed: Volume) -> Volume:
     """The moving volume with the grey-value quantiles of the fixed one, those under the mean (background) set aside (Nyul et al., 2000)."""
-    import itk
+    known, wanted = (_quantiles(volume.array) for volume in (moving, fixed))
+    return moving.with_array(np.interp(moving.array, known, wanted).astype(np.float32))
 
-    matcher = itk_class("HistogramMatchingImageFilter", 2 * f"IF{fixed.dimension}").New()
-    matcher.SetReferenceImage(image_of(fixed, np.float32))
-    matcher.SetSourceImage(image_of(moving, np.float32))
-    matcher.SetNumberOfHistogramLevels(256)
-    matcher.SetNumberOfMatchPoints(15)
-    matcher.ThresholdAtMeanIntensityOn()
-    matcher.Update()
-    return moving.with_array(np.array(itk.array_view_from_image(matcher.GetOutput())))
+
+def _quantiles(array: np.ndarray) -> np.ndarray:
+    """Least value, mean, 15 quantiles of what lies above the mean, and largest value.
+
+    As ITK's `HistogramMatchingImageFilter` has them from 256 bins; loading that takes four seconds, ten times what registering small images does.
+    """
+    low, high = float(array.mean(dtype=np.float64)), float(array.max())
+    counts, edges = np.histogram(array, bins=_HISTOGRAM_BINS, range=(low, high))
+    shares = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+    inside = np.interp(np.linspace(0.0, 1.0, _MATCH_POINTS + 2)[1:-1], shares, edges)
+    return np.concatenate([[float(array.min()), low], inside, [high]])
 
 
 def _vector_image(field: Field) -> Any:
     """The field as an ITK image of single-precision vectors."""
-    import itk
+    itk = load_itk()
 
     d = field.dimension
     image = itk.image_from_array(np.ascontiguousarray(field.field_mm, dtype=np.float32), ttype=itk.Image[itk.Vector[itk.F, d], d])

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.classical.pyramid import itk_threads
 from pipeline.errors import ConcordError
 from pipeline.interchange import from_elastix
-from pipeline.itk_classes import itk_class
+from pipeline.itk_classes import itk_class, load_itk
 from pipeline.methods import Pair
 from pipeline.transforms import Transform
 from pipeline.volumes import Volume, to_itk
@@ -28,7 +28,7 @@ _REASONS = (
 
 def load_elastix() -> None:
     """elastix and what brings images to it."""
-    import itk
+    itk = load_itk()
 
     _ = itk.image_from_array, itk_class("ElastixRegistrationMethod", "IF3IF3"), itk_class("ParameterObject")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import ConcordError
-from pipeline.itk_classes import itk_class
+from pipeline.itk_classes import itk_class, load_itk
 from pipeline.methods import Pair, Run
 from pipeline.transforms import Field, Linear, Transform, to_itk
 from pipeline.volumes import Geometry, Volume
@@ -108,7 +108,7 @@ def itk_threads(threads: int) -> Iterator[None]:
 
     elastix's own SetNumberOfThreads does not put them back, and crashes with several metrics and threads.
     """
-    import itk
+    itk = load_itk()
 
     threader = itk.MultiThreaderBase
     most, default = threader.GetGlobalMaximumNumberOfThreads(), threader.GetGlobalDefaultNumberOfThreads()

@@ -25,7 +25,7 @@ from pipeline.classical.pyramid import (
     zero_field,
 )
 from pipeline.errors import ConcordError
-from pipeline.itk_classes import itk_class
+from pipeline.itk_classes import itk_class, load_itk
 from pipeline.methods import Method, Pair, Run
 from pipeline.transforms import Field, Linear, Transform, compose, from_itk, to_itk
 from pipeline.volumes import Geometry
@@ -74,7 +74,7 @@ class SyN(Method):
 
     def load(self) -> None:
         """ITK's SyN, and elastix where there is a linear stage."""
-        import itk
+        itk = load_itk()
 
         _ = itk.image_from_array, itk_class("SyNImageRegistrationMethod", "F3F3"), itk_class(METRICS[self.metric], "IF3IF3")
         load_linear(self.linear)
@@ -92,7 +92,7 @@ class SyN(Method):
 
     def _run(self, method: Any, pair: Pair, run: Run) -> None:
         """Run all levels; at the start of each the fields are brought onto its grid."""
-        import itk
+        itk = load_itk()
 
         levels, begun = len(self.shrink_factors), []
 

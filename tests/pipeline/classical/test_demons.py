@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import itk
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipeline.classical.demons import Demons
+from pipeline.classical.demons import Demons, _histogram_matched
 from pipeline.errors import ConcordError
+from pipeline.itk_classes import itk_class
 from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.transforms import Field
-from pipeline.volumes import Geometry, Volume
+from pipeline.volumes import Geometry, Volume, to_itk
 
 QUICK = Demons(iterations=(30, 20, 10))
 SLOW = Demons()
@@ -103,6 +105,21 @@ def test_histogram_matching_makes_up_for_another_gain():
     louder = replace(pair, moving=pair.moving.with_array(2.5 * pair.moving.array))
     after = [errors_mm(Demons(histogram_matching=matched).register(louder, Run()), FLAT)[1] for matched in (True, False)]
     assert after[0] < 0.5 * after[1]
+
+
+def test_histograms_are_matched_as_by_itk():
+    fixed, moving = (Volume(anatomy(SMALL.grid_points(), seed).astype(np.float32), SMALL, "made") for seed in (1, 2))
+    moving = moving.with_array((3 * moving.array**1.5 + 7).astype(np.float32))
+    matcher = itk_class("HistogramMatchingImageFilter", "IF3IF3").New()
+    matcher.SetReferenceImage(to_itk(fixed, np.float32))
+    matcher.SetSourceImage(to_itk(moving, np.float32))
+    matcher.SetNumberOfHistogramLevels(256)
+    matcher.SetNumberOfMatchPoints(15)
+    matcher.ThresholdAtMeanIntensityOn()
+    matcher.Update()
+    np.testing.assert_allclose(
+        _histogram_matched(moving, fixed).array, itk.array_view_from_image(matcher.GetOutput()), atol=1e-4 * np.ptp(fixed.array)
+    )
 
 
 def test_smoothing_in_mm_means_the_same_at_any_spacing():

@@ -346,6 +346,7 @@ def test_the_result_is_what_elastix_and_transformix_say_it_is(dimension, tmp_pat
     moving = head(dimension)
     fixed = seen_through(moving, Composite((wave(moving), small_motion(dimension, moving, "similarity"))))
     settings = MutualInformation(stages=["translation", "rigid", "similarity", "affine", "bspline"], iterations=8, samples=1000)
+    run_method(settings, Pair(fixed, moving), Run(seed=5))  # elastix's first run in a process that has done much else can differ from all later ones
     images = [volumes.to_itk(volume, np.float32) for volume in (fixed, moving)]
     parameters = itk.ParameterObject.New()
     for values in settings.parameter_maps(Pair(fixed, moving), seed=5):
