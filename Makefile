@@ -14,12 +14,20 @@ all: run
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: constraints.txt pyproject.toml
+# $(1): extras
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Concord needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[test]'
-	@touch $@
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.$(1)'
+	@touch $(VENV)/.ready $@
+endef
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(call install)
+
+$(VENV)/.ready-to-test: constraints.txt pyproject.toml
+	$(call install,[test])
 
 run: setup
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -30,11 +38,11 @@ run: setup
 	@echo "  figures  $$(ls -d results/$(SCALE)/*/figures | tr '\n' ' ')"
 	@echo "  report   results/$(SCALE)/report.html"
 
-test: setup lint
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 	$(MAKE) smoke
 
-lint: setup
+lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --line-length 150 --check workflow rules
