@@ -113,10 +113,10 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/batches", {"laptop": 1}, "studies.cardiac.batches: no value at scale 'smoke'"),
         ("studies/cardiac", None, "studies.cardiac"),
         ("methods/cnn-all/fit", "metric-al", "methods.cnn-all.fit: no 'metric-al'; did you mean 'metric-all'"),
-        ("fits/metric-k3/learner", "patch-metrics", "fits.metric-k3.learner: no learner 'patch-metrics'; did you mean 'patch-metric'"),
-        ("fits/metric-k3/step", 3, "fits.metric-k3.step: unknown key; did you mean 'steps'"),
-        ("fits/metric-k3/dataset", "brain-adul", "fits.metric-k3.dataset: no 'brain-adul'; did you mean 'brain-adult'"),
-        ("fits/metric-k3/dataset", "ixi", "data/IXI"),
+        ("fits/metric-all/learner", "patch-metrics", "fits.metric-all.learner: no learner 'patch-metrics'; did you mean 'patch-metric'"),
+        ("fits/metric-all/step", 3, "fits.metric-all.step: unknown key; did you mean 'steps'"),
+        ("fits/metric-all/dataset", "brain-adul", "fits.metric-all.dataset: no 'brain-adul'; did you mean 'brain-adult'"),
+        ("fits/metric-all/dataset", "ixi", "data/IXI"),
         ("studies/deep-metric/landscapes/figure-3/methods", ["ncc"], "landscapes.figure-3.methods: no 'ncc'"),
         ("studies/prostate/attention/figure-4/method", "attention-3", "prostate.attention.figure-4.method: no 'attention-3'; did you mean"),
         (
@@ -173,11 +173,11 @@ def test_settings_come_with_their_defaults_as_plain_json():
     assert config.method("mi-masked")["mask_threshold"] == 0.1
     assert config.method("mi-masked")["use"] == "mi-masked"
     assert json.loads(json.dumps(config.dataset("brain-neonate")))["population"] == "neonate"
-    assert config.fit("metric-k3")["pairs"] == 3
-    assert config.fit("metric-k3")["momentum"] == 0.9
-    assert config.fits_of("cnn-k3") == ("metric-k3",)
+    assert config.fit("metric-all")["pairs"] == "all"
+    assert config.fit("metric-all")["momentum"] == 0.9
+    assert config.fits_of("cnn-all") == ("metric-all",)
     assert config.fits_of("mi") == ()
-    assert "fit" not in config.method("cnn-k3")
+    assert "fit" not in config.method("cnn-all")
 
 
 def with_fits(**fits) -> dict:
@@ -265,7 +265,7 @@ def test_a_scale_chooses_the_number_of_folds_before_they_are_made():
 def test_a_fit_reads_the_cases_of_its_dataset_or_the_prepared_ones_of_its_study():
     config = parse_config({**own_config(), "scale": "smoke"})
     assert config.source_of_fit("resatt-fold-0") == "results/smoke/cardiac/prepared"
-    assert config.source_of_fit("metric-k3") == "results/smoke/datasets/brain-adult"
+    assert config.source_of_fit("metric-all") == "results/smoke/datasets/brain-adult"
 
 
 def test_the_weights_of_the_regulariser_are_those_of_the_paper_below_scale_paper_four_times_as_large():
