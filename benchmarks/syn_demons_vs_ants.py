@@ -29,7 +29,7 @@ from metrics.accuracy.overlap import dice, mean_over_structures  # noqa: E402
 from pipeline.classical.demons import Demons  # noqa: E402
 from pipeline.classical.syn import SyN  # noqa: E402
 from pipeline.datasets.phantoms.brain import BrainPhantom, BrainSubject, make_subject, true_displacement_mm  # noqa: E402
-from pipeline.methods import Method, Pair, Run  # noqa: E402
+from pipeline.methods import Method, Pair, Run, create_method  # noqa: E402
 from pipeline.resampling import warp  # noqa: E402
 from pipeline.transforms import Field, Linear, Transform, compose  # noqa: E402
 from pipeline.volumes import Volume, read_vector_field  # noqa: E402
@@ -119,7 +119,7 @@ def comparisons() -> list[Comparison]:
         Comparison(
             "Demons", ("t1", "t1"), ours(Demons()), "antspyx TVMSQ", antspyx("TVMSQ", "meansquares", 0, grad_step=1.0, reg_iterations=(40, 20, 0))
         ),
-        Comparison("affine + SyN CC 4", ("t1", "t1"), ours(SyN(metric="cc")), "antspyx SyN CC 4", antspyx("SyN", "CC", 4)),
+        Comparison("affine + SyN CC 4", ("t1", "t1"), ours(create_method("syn-cc")), "antspyx SyN CC 4", antspyx("SyN", "CC", 4)),
     ]
 
 

@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "resatt": ("pipeline.learned.field_method:FieldNetwork", {}),
     "translation": ("pipeline.learned.translation_method:TranslationNetwork", {}),
     "cyclegan": ("pipeline.learned.cyclegan_method:CycleGan", {}),
-    "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc"}),
+    "syn-cc": ("pipeline.classical.syn:SyN", {"metric": "cc", "gradient_step": 0.4}),
 }
 """Name: where the class stands, and the settings in which this name differs from the class's defaults."""
 
