@@ -131,7 +131,11 @@ def changed(path: str, value) -> dict:
         ("studies/cardiac/deformations/figure-5/cases", "a", "deformations.figure-5.cases: unknown key; did you mean 'case'"),
         ("studies/translation/translated/figure-4/methods", ["ours"], "translated.figure-4.methods: no 'ours'"),
         ("studies/translation/parts/figure-5/method", "ours-nm", "parts.figure-5.method: no 'ours-nm'; did you mean 'ours-nmi'"),
-        ("studies/translation/parts/figure-5/method", "syn-slices", "'syn-slices': its use is syn, its fit none; expected a method of use translation"),
+        (
+            "studies/translation/parts/figure-5/method",
+            "syn-slices",
+            "'syn-slices': its use is syn, its fit none; expected a method of use translation",
+        ),
         ("studies/translation/deformations/figure-2/image", "fixed", "deformations.figure-2.image: 'fixed' is not valid"),
         ("studies/cardiac/clinical/read-outs/methods", ["resat"], "cardiac.clinical.read-outs.*(no 'resat'|no 'demons')"),
         ("studies/cardiac/clinical/read-outs/drawn", ["cnn-all"], "clinical.read-outs.*drawn: no 'cnn-all'"),
