@@ -146,7 +146,8 @@ def _quantiles(array: np.ndarray) -> np.ndarray:
 
     As ITK's `HistogramMatchingImageFilter` has them from 256 bins; loading that takes four seconds, ten times what registering small images does.
     """
-    low, high = float(array.mean(dtype=np.float64)), float(array.max())
+    array = array.astype(np.float32).astype(np.float64)  # so the mean of equal values is exact, and any range holds the bins
+    low, high = float(array.mean()), float(array.max())
     counts, edges = np.histogram(array, bins=_HISTOGRAM_BINS, range=(low, high))
     shares = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
     inside = np.interp(np.linspace(0.0, 1.0, _MATCH_POINTS + 2)[1:-1], shares, edges)

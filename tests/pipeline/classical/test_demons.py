@@ -122,6 +122,18 @@ def test_histograms_are_matched_as_by_itk():
     )
 
 
+def test_constant_and_nearly_constant_images_are_matched_too():
+    """What the linear stage has moved out of sight is one value everywhere."""
+    fixed = Volume(anatomy(SMALL.grid_points()).astype(np.float32), SMALL, "made")
+    for size in range(3, 400):
+        grid = Geometry.regular((size, 37), 1.0)
+        constant = Volume(np.full(grid.shape, 0.1), grid, "constant")
+        assert np.ptp(_histogram_matched(constant, fixed).array) == 0
+    faint = Volume(np.nextafter(np.float32(1000), np.float32(2000) * (anatomy(SMALL.grid_points()) > 3)).astype(np.float32), SMALL, "nearly constant")
+    assert np.ptp(faint.array) > 0
+    assert np.isfinite(_histogram_matched(faint, fixed).array).all()
+
+
 def test_smoothing_in_mm_means_the_same_at_any_spacing():
     roughness = []
     for sigma in (1.0, 4.0):
