@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 
 from pipeline.classical.elastix import MutualInformation
 from pipeline.methods import Pair, Run, run_method
+from pipeline.starting import masked_by_threshold
 from pipeline.volumes import Geometry, Volume, to_itk
 
 GOAL = 1.15
@@ -42,7 +43,7 @@ def bare(method: MutualInformation, pair: Pair, threads: int) -> Callable[[], ob
     """elastix alone, images and masks already its own."""
     import itk
 
-    masked = method._masked(pair)
+    masked = masked_by_threshold(pair, method.mask_threshold)
     images = [to_itk(volume, np.float32) for volume in (pair.fixed, pair.moving)]
     masks = {f"{name}_mask": to_itk(mask) for name, mask in (("fixed", masked.fixed_mask), ("moving", masked.moving_mask)) if mask is not None}
     parameters = itk.ParameterObject.New()

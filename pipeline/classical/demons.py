@@ -8,22 +8,20 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from pipeline.classical.linear_stage import AfterLinearStage
 from pipeline.classical.pyramid import (
-    LinearStage,
     axis_factors,
     check_lengths,
     itk_reason,
     itk_threads,
     level_smoothing_mm,
-    linear_start,
-    load_linear,
     refined,
     shrunk,
     zero_field,
 )
 from pipeline.errors import ConcordError
 from pipeline.itk_classes import itk_class, load_itk
-from pipeline.methods import Method, Pair, Run
+from pipeline.methods import Pair, Run
 from pipeline.resampling import resample, smooth, warp
 from pipeline.transforms import Field, Transform, compose
 from pipeline.volumes import Geometry, Volume
@@ -38,7 +36,7 @@ KERNEL_ERROR = 0.01
 _HISTOGRAM_BINS, _MATCH_POINTS = 256, 15
 
 
-class Demons(Method):
+class Demons(AfterLinearStage):
     """Diffeomorphic Demons (Vercauteren et al., NeuroImage 2009), coarse to fine. The images must be of one kind: grey values are subtracted.
 
     The moving image is brought onto the fixed grid first (through the linear stage, where there is one), so the two may have any grids.
@@ -46,7 +44,6 @@ class Demons(Method):
 
     takes_masks: ClassVar[bool] = False
 
-    linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none' starts from the given position")
     shrink_factors: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine")
     iterations: tuple[NonNegativeInt, ...] = Setting((100, 70, 30), description="iterations at each level")
     smoothing_mm: tuple[NonNegativeFloat, ...] | None = Setting(
@@ -71,12 +68,12 @@ class Demons(Method):
         itk = load_itk()
 
         _ = itk.image_from_array, itk_class("DiffeomorphicDemonsRegistrationFilter", "IF3IF3IVF33")
-        load_linear(self.linear)
+        super().load()
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""
         grid, levels = pair.fixed.geometry, len(self.shrink_factors)
-        start = linear_start(self.linear, pair, run)
+        start = self.linear_start(pair, run)
         field = zero_field(grid)
         with itk_threads(run.threads):
             fixed, moving = self._comparable(pair.fixed, warp(pair.moving, start, grid, background=float(pair.moving.array.min())))

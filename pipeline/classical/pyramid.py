@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConcordError
 from pipeline.itk_classes import itk_class, load_itk
-from pipeline.methods import Pair, Run
-from pipeline.transforms import Field, Linear, Transform, to_itk
+from pipeline.transforms import Field, Transform, to_itk
 from pipeline.volumes import Geometry, Volume
 
 SMALLEST_AXIS = 4
 """Fewest voxels that a coarse grid keeps along an axis (ours): thinner than that nothing is left to register."""
-LinearStage = Literal["none", "rigid", "similarity", "affine"]
 
 
 def axis_factors(geometry: Geometry, factor: int) -> tuple[int, ...]:
@@ -62,26 +59,6 @@ def refined(field: Field, geometry: Geometry) -> Field:
     index = np.clip(index, 0, np.asarray(field.geometry.size) - 1)
     parts = [map_coordinates(field.field_mm[..., c], index.T[::-1], order=3, mode="nearest") for c in range(geometry.dimension)]
     return Field(np.stack(parts, axis=-1).reshape(*geometry.shape, geometry.dimension), geometry)
-
-
-def load_linear(stage: LinearStage) -> None:
-    """Load elastix where a linear stage will need it."""
-    if stage != "none":
-        from pipeline.classical.elastix import MutualInformation
-
-        MutualInformation().load()
-
-
-def linear_start(stage: LinearStage, pair: Pair, run: Run) -> Linear:
-    """The linear transform that a deformable method starts from: mutual information by elastix, or the identity."""
-    if stage == "none":
-        return Linear.identity(pair.fixed.dimension)
-    from pipeline.classical.elastix import MutualInformation
-
-    found = MutualInformation(stages=[stage]).register(pair, run)
-    if not isinstance(found, Linear):
-        raise ConcordError(f"linear stage {stage!r} gave a {type(found).__name__}; expected one linear transform")
-    return found
 
 
 def level_smoothing_mm(given: Sequence[float] | None, shrink_factors: Sequence[int], geometry: Geometry) -> tuple[float, ...]:

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.classical.pyramid import SMALLEST_AXIS, LinearStage, check_lengths, linear_start, load_linear
-from pipeline.methods import Method, Pair, Run
+from pipeline.classical.linear_stage import AfterLinearStage
+from pipeline.classical.pyramid import SMALLEST_AXIS, check_lengths
+from pipeline.methods import Pair, Run
 from pipeline.resampling import warp
 from pipeline.threads import torch_threads
 from pipeline.transforms import Field, Transform, compose
@@ -25,7 +26,7 @@ _INVERSE_ITERATIONS = 10  # his code
 _INVERSE_TOLERANCE_VX = 1e-4  # ours: the iteration ends early where no vector moves by more
 
 
-class SymGN(Method):
+class SymGN(AfterLinearStage):
     """Symmetric Gauss-Newton optimisation of MIND (Heinrich et al., Med Image Anal 2012, section 4.2-4.3) with diffusion regularisation.
 
     Both images are warped half-way towards each other, so that fixed and moving play the same part. As published it works in
@@ -36,7 +37,6 @@ class SymGN(Method):
 
     takes_masks: ClassVar[bool] = False
 
-    linear: LinearStage = Setting("none", description="linear stage before: mutual information by elastix; 'none': as given (paper)")
     levels: tuple[PositiveInt, ...] = Setting((4, 2, 1), description="shrink factor of each level, coarse to fine (authors' code)")
     warps: tuple[NonNegativeInt, ...] = Setting((8, 4, 2), description="Gauss-Newton steps at each level (authors' code)")
     alpha: PositiveFloat = Setting(0.2, description="weight of the regularisation (Simonovsky 2016: 0.2; authors' code: 0.1)")
@@ -55,13 +55,13 @@ class SymGN(Method):
         """torch, and elastix where there is a linear stage."""
         import torch  # noqa: F401
 
-        load_linear(self.linear)
+        super().load()
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The forward field on the fixed grid, followed by the linear stage."""
         import torch
 
-        start, grid, moving = linear_start(self.linear, pair, run), pair.fixed.geometry, pair.moving
+        start, grid, moving = self.linear_start(pair, run), pair.fixed.geometry, pair.moving
         if self.linear != "none" or not moving.geometry.matches(grid):
             moving = warp(moving, start, grid, background=float(moving.array.min()))
         with torch_threads(run.threads):

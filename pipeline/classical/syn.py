@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field as Setting
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from pipeline.classical.linear_stage import AfterLinearStage, LinearStage
 from pipeline.classical.pyramid import (
-    LinearStage,
     axis_factors,
     check_lengths,
     field_on,
@@ -18,15 +18,13 @@ from pipeline.classical.pyramid import (
     itk_reason,
     itk_threads,
     level_smoothing_mm,
-    linear_start,
-    load_linear,
     refined,
     shrunk,
     zero_field,
 )
 from pipeline.errors import ConcordError
 from pipeline.itk_classes import itk_class, load_itk
-from pipeline.methods import Method, Pair, Run
+from pipeline.methods import Pair, Run
 from pipeline.transforms import Field, Linear, Transform, compose, from_itk, to_itk
 from pipeline.volumes import Geometry
 from pipeline.volumes import to_itk as image_of
@@ -36,7 +34,7 @@ UPDATE_SIGMA_VX = 3**0.5
 """Sigma of the update's smoothing unless told in mm: variance 3 voxels, ITK's and ANTs' default."""
 
 
-class SyN(Method):
+class SyN(AfterLinearStage):
     """Symmetric normalisation (Avants et al., Med Image Anal 2008): both images are warped to a middle, and the halves joined.
 
     The halves and their inverses go from level to level as ITK's adaptors would carry them: Python has none of these, so an
@@ -44,7 +42,7 @@ class SyN(Method):
     """
 
     linear: LinearStage = Setting(
-        "affine", description="linear stage before SyN: mutual information by elastix; 'none' starts from the given position"
+        "affine", description="linear stage before: mutual information by elastix; 'none' starts from the given position"
     )
     metric: Literal["mi", "cc"] = Setting("mi", description="'mi': Mattes mutual information; 'cc': squared local correlation")
     bins: PositiveInt = Setting(32, description="histogram bins of the mutual information")
@@ -77,11 +75,11 @@ class SyN(Method):
         itk = load_itk()
 
         _ = itk.image_from_array, itk_class("SyNImageRegistrationMethod", "F3F3"), itk_class(METRICS[self.metric], "IF3IF3")
-        load_linear(self.linear)
+        super().load()
 
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, followed by the linear stage."""
-        start = linear_start(self.linear, pair, run)
+        start = self.linear_start(pair, run)
         with itk_threads(run.threads):
             method = self._method(pair, start)
             self._run(method, pair, run)

@@ -11,6 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import spsolve
 
 from metrics.similarity.mind import mind
+from pipeline.classical.linear_stage import AfterLinearStage
 from pipeline.classical.symgn import (
     DiffusionSystem,
     SymGN,
@@ -146,7 +147,7 @@ def test_outside_the_moving_image_is_its_darkest_value(monkeypatch):
 
 def test_a_linear_stage_is_applied_after_the_field(monkeypatch):
     shift = Linear(np.eye(2), np.array([7.0, -4.0]), "translation")
-    monkeypatch.setattr("pipeline.classical.symgn.linear_start", lambda stage, pair, run: shift if stage == "rigid" else Linear.identity(2))
+    monkeypatch.setattr(AfterLinearStage, "linear_start", lambda self, pair, run: shift if self.linear == "rigid" else Linear.identity(2))
     pair, true = inverted_pair((66, 61))
     far = Volume(pair.moving.array, Geometry((61, 66), (1.0, 1.0), (10.0, -11.0), pair.moving.geometry.direction), "far")
     found = SymGN(linear="rigid", alpha=0.1).register(Pair(pair.fixed, far), Run())

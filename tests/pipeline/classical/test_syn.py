@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pipeline.classical import syn
+from pipeline.classical.linear_stage import AfterLinearStage
 from pipeline.classical.pyramid import axis_factors, field_on, itk_reason, itk_threads, refined, shrunk, zero_field
 from pipeline.classical.syn import SyN
 from pipeline.errors import ConcordError
@@ -84,7 +84,7 @@ def test_grids_of_other_size_and_spacing_meet_in_physical_space():
 def test_the_field_comes_first_and_the_linear_stage_after(monkeypatch):
     """Given the true pose as the linear stage, only the bend is left for SyN to find; in the other order it would be off."""
     turn = Linear(np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([2.0, 1.0]))
-    monkeypatch.setattr(syn, "linear_start", lambda stage, pair, run: turn)
+    monkeypatch.setattr(AfterLinearStage, "linear_start", lambda self, pair, run: turn)
 
     def truth(points):
         return turn.points(bend(points))
