@@ -8,7 +8,7 @@ import torch
 
 from metrics.similarity.gradients import _add_difference_adjoint, _checked_spacing, _differences, _sum_of_products
 from metrics.similarity.grid import ValueWithGradient, check_image, check_pair, map_weights
-from metrics.similarity.local_correlation import _box_sum
+from metrics.similarity.windows import box_shares, box_sum
 
 
 class GradientCorrelation:
@@ -38,7 +38,7 @@ class GradientCorrelation:
         self._radius, self._eps, self._shape = radius_vx, eps, fixed.shape
         self._spacing = _checked_spacing(spacing_mm, image.ndim - 2)
         self._weight = None if mask is None else map_weights(mask, fixed)
-        self._share = _box_sum(torch.ones_like(image[:1]), radius_vx).reciprocal_()
+        self._share = box_shares(image, radius_vx)
         self._fixed, overall = self._gradient(image)
         # of unit mean square: the products then stay far from the limits of single precision
         self._fixed = [component.div_(overall.sqrt().where(overall > 0, 1)) for component in self._fixed]
@@ -65,8 +65,8 @@ class GradientCorrelation:
         weighted = ratio * (-2.0 / ratio.numel() if weight is None else -2.0 * weight)
         squared = weighted * ratio
         shared = squared.flatten(1).sum(1).view(-1, *[1] * (ratio.ndim - 1)) * (self._eps / ratio[0].numel())
-        by_fixed = _box_sum(weighted.mul_(self._share), self._radius)
-        by_moving = _box_sum(squared.mul_(self._energy).mul_(self._share), self._radius).add_(shared)
+        by_fixed = box_sum(weighted.mul_(self._share), self._radius)
+        by_moving = box_sum(squared.mul_(self._energy).mul_(self._share), self._radius).add_(shared)
         result = torch.zeros_like(warped)
         for axis, (f, m, step) in enumerate(zip(self._fixed, moving, self._spacing, strict=True), start=2):
             _add_difference_adjoint(result, (by_fixed * f).addcmul_(by_moving, m, value=-1).div_(2 * step), axis)
@@ -78,7 +78,7 @@ class GradientCorrelation:
         return gradient, _sum_of_products(gradient, gradient).mean(tuple(range(1, image.ndim)), keepdim=True)
 
     def _means(self, volume: torch.Tensor) -> torch.Tensor:
-        return _box_sum(volume, self._radius).mul_(self._share)
+        return box_sum(volume, self._radius).mul_(self._share)
 
 
 def gradient_correlation(

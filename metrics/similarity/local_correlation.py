@@ -7,12 +7,12 @@ over windows are separable, and the derivative is three more such sums, taken al
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from metrics.similarity.grid import ValueWithGradient, check_image, check_pair, map_weights
+from metrics.similarity.windows import box_shares, box_sum
 
 _FLAT = 16  # a window whose variance is below so many units of rounding of its mean square is flat (ours)
-_SLAB = 8  # planes at a time: their sums along the two other axes stay in a core's cache (ours)
+_PART = 1 << 15  # voxels at a time: what is reckoned of them stays in a core's cache (ours)
 
 
 class LocalCorrelation:
@@ -31,12 +31,13 @@ class LocalCorrelation:
         if radius_vx < 1 or eps < 0:
             raise ValueError(f"radius_vx {radius_vx}, eps {eps}; expected a radius of 1 voxel or more and an eps of 0 or more")
         image = check_image(fixed).detach()
-        self._eps, self._windows = eps, _Windows(image, radius_vx)
+        self._eps, self._radius, self._shares = eps, radius_vx, box_shares(image, radius_vx)
         self._weight = None if mask is None else map_weights(mask, fixed)
         deviation, variance = _centred(image)
         # of unit variance: the products then stay far from the limits of single precision
         self._fixed = deviation.div_(variance.sqrt().where(variance > 0, 1))
-        self._mean, self._variance = self._windows.moments(self._fixed)
+        self._mean = box_sum(self._fixed, radius_vx).mul_(self._shares)
+        self._variance = _variance(box_sum(self._fixed, radius_vx, self._fixed).mul_(self._shares), self._mean)
 
     def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The value for a warped image of the shape of `fixed`, a scalar, differentiable with respect to `warped`."""
@@ -47,28 +48,46 @@ class LocalCorrelation:
     def _value_and_gradient(self, warped: torch.Tensor, weight: torch.Tensor | None, *, gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The value and, if asked for, its derivative with respect to `warped`; `weight` of the local values sums up to 1."""
         moving, overall = _centred(warped)
-        mean, variance = self._windows.moments(moving)
-        cross = self._windows.means(moving * self._fixed).addcmul_(mean, self._mean, value=-1)
-        cross.mul_((variance > 0) & (self._variance > 0))
-        denominator = torch.addcmul(self._eps * overall, variance, self._variance)
-        ratio = torch.where(denominator > 0, cross / denominator, 0)
-        local = cross.mul_(ratio)
-        value = -(local.mean() if weight is None else (local * weight).sum())
-        return value, self._gradient(moving, mean, ratio, weight) if gradient else None
+        sums = tuple(box_sum(moving, self._radius, other) for other in (None, moving, self._fixed))
+        value, change = self._local_values(sums, overall, weight)
+        if not gradient:
+            return value, None
+        rest, by_moving, by_fixed = (box_sum(field, self._radius) for field in sums)
+        by_moving.add_(change)
+        return value, rest.addcmul_(self._fixed, by_fixed).addcmul_(moving, by_moving, value=-1)
 
-    def _gradient(self, moving: torch.Tensor, mean: torch.Tensor, ratio: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        """With r = cross / denominator, a voxel k of window i changes the local value by 2 r (F_k - mF) - 2 r^2 varF (M_k - mM), over n_i.
+    def _local_values(self, sums: tuple[torch.Tensor, ...], overall: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value; the change `(B, 1, ...)` of every window with the variance of the whole image; and in place of `sums` what the derivative sums.
 
-        Its share in the variance of the whole image changes every window by -r^2 eps.
+        `sums` are those of M, M M and M F over the windows. With r = cross / denominator, a voxel k of window i changes the local value by
+        2 r (F_k - mF) - 2 r^2 varF (M_k - mM), over n_i. Its share in the variance of the whole image changes every window by -r^2 eps.
         """
-        weighted = ratio * (-2.0 / ratio.numel()) if weight is None else ratio * weight * -2.0
-        squared = weighted * ratio
-        overall = squared.flatten(1).sum(1).view(-1, *[1] * (ratio.ndim - 1)) * (self._eps / ratio[0].numel())
-        by_fixed = weighted.mul_(self._windows.shares)
-        by_moving = squared.mul_(self._variance).mul_(self._windows.shares)
-        result = self._windows.sums((by_moving * mean).addcmul_(by_fixed, self._mean, value=-1))
-        result.addcmul_(self._fixed, self._windows.sums(by_fixed))
-        return result.addcmul_(moving, self._windows.sums(by_moving).add_(overall), value=-1)
+        fields = [field.flatten(1) for field in (*sums, self._mean, self._variance)]
+        shares, weights = self._shares.flatten(1), None if weight is None else weight.flatten(1)
+        overall, count = overall.flatten(1), fields[0].numel()
+        value, change = (torch.zeros_like(overall) for _ in range(2))
+        # a part of all items at a time, which a core's cache holds
+        step = max(1, _PART // len(overall))
+        for start in range(0, shares.shape[1], step):
+            part = slice(start, start + step)
+            mean, square, cross, fixed_mean, fixed_variance = (field[:, part] for field in fields)
+            share = shares[:, part]
+            for of_window in (mean, square, cross):
+                of_window.mul_(share)
+            variance = _variance(square, mean)
+            cross.addcmul_(mean, fixed_mean, value=-1).mul_((variance > 0) & (fixed_variance > 0))
+            denominator = torch.addcmul(self._eps * overall, variance, fixed_variance)
+            ratio = torch.where(denominator > 0, cross / denominator, 0)
+            local = cross.mul_(ratio)
+            value -= (local / count if weights is None else local * weights[:, part]).sum(1, keepdim=True)
+            by_fixed = torch.mul(ratio, -2.0 / count if weights is None else weights[:, part] * -2.0, out=cross)
+            by_moving = torch.mul(by_fixed, ratio, out=square)
+            change += by_moving.sum(1, keepdim=True)
+            by_fixed.mul_(share)
+            by_moving.mul_(fixed_variance).mul_(share)
+            mean.mul_(by_moving).addcmul_(by_fixed, fixed_mean, value=-1)
+        change = change * (self._eps / shares.shape[1])
+        return value.sum(), change.view(-1, *[1] * (sums[0].ndim - 1))
 
 
 def local_correlation(
@@ -82,52 +101,11 @@ def _centred(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each item less its mean, so that squares do not drown in it, and its variance `(B, 1, ...)`."""
     axes = tuple(range(1, image.ndim))
     deviation = image - image.mean(axes, keepdim=True)
-    return deviation, deviation.square().mean(axes, keepdim=True)
+    return deviation, torch.linalg.vector_norm(deviation, dim=axes, keepdim=True).square_().div_(image[0].numel())
 
 
-class _Windows:
-    """Sums over the windows around every voxel, and the share `1 / n` of a voxel in a window of n voxels."""
-
-    def __init__(self, image: torch.Tensor, radius: int) -> None:
-        self._radius = radius
-        self.shares = _box_sum(torch.ones_like(image[:1]), radius).reciprocal_()
-
-    def sums(self, volume: torch.Tensor) -> torch.Tensor:
-        return _box_sum(volume, self._radius)
-
-    def means(self, volume: torch.Tensor) -> torch.Tensor:
-        return self.sums(volume).mul_(self.shares)
-
-    def moments(self, volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance in each window; the variance is 0 where rounding is all there is."""
-        mean, square = self.means(volume), self.means(volume.square())
-        least = square * (_FLAT * torch.finfo(volume.dtype).eps)
-        variance = square.addcmul_(mean, mean, value=-1)
-        return mean, variance.mul_(variance > least)
-
-
-def _box_sum(volume: torch.Tensor, radius: int) -> torch.Tensor:
-    """Sum over windows of edge `2 radius + 1`, zeros outside: its own adjoint."""
-    if volume.ndim == 4:
-        return _axis_sum(_axis_sum(volume, radius, 3), radius, 2)
-    result = torch.empty_like(volume)
-    for into, part in zip(result.split(_SLAB, 2), volume.split(_SLAB, 2), strict=True):
-        into.copy_(_axis_sum(_axis_sum(part, radius, 4), radius, 3))
-    for rows in result.split(_SLAB, 3):
-        rows.copy_(_axis_sum(rows, radius, 2))
-    return result
-
-
-def _axis_sum(volume: torch.Tensor, radius: int, axis: int) -> torch.Tensor:
-    """A window is made of pieces of 1, 2, 4, ... voxels, each the sum of two shorter ones: fewer additions than voxels in the window."""
-    length, edge = volume.shape[axis], 2 * radius + 1
-    pieces = F.pad(volume, (0, 0) * (volume.ndim - 1 - axis) + (radius, radius))
-    total, start, size = pieces.narrow(axis, 0, length).clone(), 1, 1
-    while 2 * size <= edge:
-        kept = pieces.shape[axis] - size
-        pieces = pieces.narrow(axis, 0, kept) + pieces.narrow(axis, size, kept)
-        size *= 2
-        if edge & size:
-            total.add_(pieces.narrow(axis, start, length))
-            start += size
-    return total
+def _variance(square: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Variance from the mean square, which is overwritten, and the mean; 0 where rounding is all there is."""
+    least = square * (_FLAT * torch.finfo(square.dtype).eps)
+    variance = square.addcmul_(mean, mean, value=-1)
+    return variance.mul_(variance > least)

@@ -16,9 +16,7 @@ LinearStage = Literal["none", "rigid", "similarity", "affine"]
 class AfterLinearStage(Method):
     """A method that starts from the result of a linear one, or from the given position."""
 
-    linear: LinearStage = Field(
-        "none", description="linear stage before: mutual information by elastix; 'none' starts from the given position"
-    )
+    linear: LinearStage = Field("none", description="linear stage before: mutual information by elastix; 'none' starts from the given position")
     linear_iterations: PositiveInt = Field(500, description="iterations of the linear stage at each of its levels")
 
     def load(self) -> None:

@@ -41,9 +41,7 @@ class SyN(AfterLinearStage):
     observer refines the fields when a level begins (see `_carry`).
     """
 
-    linear: LinearStage = Setting(
-        "affine", description="linear stage before: mutual information by elastix; 'none' starts from the given position"
-    )
+    linear: LinearStage = Setting("affine", description="linear stage before: mutual information by elastix; 'none' starts from the given position")
     metric: Literal["mi", "cc"] = Setting("mi", description="'mi': Mattes mutual information; 'cc': squared local correlation")
     bins: PositiveInt = Setting(32, description="histogram bins of the mutual information")
     radius_vx: PositiveInt = Setting(4, description="radius of the correlation's window, voxels of the level's grid")

@@ -36,6 +36,12 @@ def written_out(fixed, moving, bins=48, ratio=0.5, mask=None, ranges=((0, 1), (0
     return -sum(values) / len(values)
 
 
+def rounded(fixed, bins=48, ratio=0.5):
+    """Values in the middle of the pieces, eight to a sigma, that a fixed image is read to."""
+    pieces = bins * math.ceil(8 / ratio)
+    return ((fixed * pieces).floor().clamp(0, pieces - 1) + 0.5) / pieces
+
+
 def value_and_gradient(metric, warped):
     warped = warped.clone().requires_grad_()
     value = metric(warped)
@@ -48,9 +54,27 @@ def test_value_and_gradient_are_those_of_the_formula(shape, bins, ratio):
     fixed, moving = image(shape), image(shape, 1)
     moving = 0.5 * moving + 0.5 * (1 - fixed)
     value, gradient = value_and_gradient(ParzenMutualInformation(fixed, bins, sigma_ratio=ratio), moving)
-    expected, slope = value_and_gradient(lambda warped: written_out(fixed, warped, bins, ratio), moving)
+    expected, slope = value_and_gradient(lambda warped: written_out(rounded(fixed, bins, ratio), warped, bins, ratio), moving)
     assert abs(value - expected) < 1e-5
-    assert (gradient - slope).abs().max() < 1e-5 * slope.abs().max()
+    assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
+
+
+@pytest.mark.parametrize("bins", [16, 48])
+def test_what_rounding_of_the_fixed_image_costs(bins):
+    fixed = image((1, 1, 64, 60))
+    moving = (0.3 * image(fixed.shape, 1) + 0.7 * fixed.square()).clamp(0, 1)
+    value, gradient = value_and_gradient(ParzenMutualInformation(fixed, bins), moving)
+    expected, slope = value_and_gradient(lambda warped: written_out(fixed, warped, bins), moving)
+    assert abs(value / expected - 1) < 1e-3
+    assert (gradient - slope).norm() < 0.03 * slope.norm()
+
+
+def test_the_derivative_is_that_of_the_value():
+    """Not that of the formula, which is a little different: a line search would stumble."""
+    fixed, moving = image((1, 1, 5, 6)), image((1, 1, 5, 6), 1)
+    for bins, ratio in ((12, 0.5), (5, 2.0)):
+        metric = ParzenMutualInformation(fixed, bins, sigma_ratio=ratio)
+        assert torch.autograd.gradcheck(metric, moving.clone().requires_grad_(), eps=1e-7, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -59,22 +83,23 @@ def test_a_large_image_in_single_precision_is_as_near(dtype):
     fixed = image((2, 1, 96, 100), dtype=dtype)
     moving = (0.3 * image(fixed.shape, 1, dtype) + 0.7 * fixed.square()).clamp(0, 1)
     value, gradient = value_and_gradient(ParzenMutualInformation(fixed), moving)
-    expected, slope = value_and_gradient(lambda warped: written_out(fixed.double(), warped), moving.double())
+    expected, slope = value_and_gradient(lambda warped: written_out(rounded(fixed.double()), warped), moving.double())
     assert value.dtype == gradient.dtype == dtype
     assert abs(value - expected) < 1e-5
-    assert (gradient - slope).abs().max() < 1e-4 * slope.abs().max()
+    assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
 
 
 def test_a_mask_weights_the_samples():
     fixed, moving, mask = image((2, 1, 9, 7)), image((2, 1, 9, 7), 1), image((2, 1, 9, 7), 2)
     mask[..., :3] = 0
-    expected, slope = value_and_gradient(lambda warped: written_out(fixed, warped, mask=mask), moving)
+    expected, slope = value_and_gradient(lambda warped: written_out(rounded(fixed), warped, mask=mask), moving)
     hole = fixed.clone()
     hole[..., :3] = math.nan
     for metric, call in ((ParzenMutualInformation(hole, mask=mask), None), (ParzenMutualInformation(fixed), mask)):
         value, gradient = value_and_gradient(lambda warped, m=metric, c=call: m(warped, c), moving)
         assert abs(value - expected) < 1e-5
-        torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-7)
+        assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
+        assert (gradient[mask == 0] == 0).all()
 
 
 def test_ranges_are_where_the_bins_lie():

@@ -28,4 +28,3 @@ def test_a_linear_stage_that_bends_is_refused(monkeypatch):
     monkeypatch.setattr(MutualInformation, "register", lambda self, pair, run: Field(np.zeros((*FLAT.shape, 2)), FLAT))
     with pytest.raises(ConcordError, match="gave a Field"):
         create_method("demons", {"linear": "affine"}).linear_start(PAIR, Run())
-
