@@ -58,7 +58,8 @@ class ParzenMutualInformation:
 
     def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The value for a warped image of the shape of `fixed`, a scalar, differentiable with respect to `warped`."""
-        joint = self._histogram(warped, mask).double()
+        # polynomials are a little below zero where a window has all but ended
+        joint = self._histogram(warped, mask).double().clamp_min(0)
         independent = joint.sum(2, keepdim=True).detach() * joint.sum(1, keepdim=True)
         return -(joint * (joint / (independent + LEAST) + LEAST).log()).sum((1, 2)).mean().to(warped.dtype)
 

@@ -69,6 +69,18 @@ def test_what_rounding_of_the_fixed_image_costs(bins):
     assert (gradient - slope).norm() < 0.03 * slope.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bins_that_hardly_a_sample_reaches_are_finite(dtype):
+    """Polynomials are a little below zero where a window has all but ended, and a logarithm would say NaN."""
+    for place in np.linspace(0.3, 0.4, 23):
+        fixed = torch.full((1, 1, 8, 8), 0.5, dtype=dtype)
+        moving = torch.full_like(fixed, place)
+        moving[..., :2], fixed[..., 4:] = 0.8, 0.2
+        value, gradient = value_and_gradient(ParzenMutualInformation(fixed, 24), moving)
+        assert value.isfinite() and gradient.isfinite().all()
+        assert abs(value - written_out(rounded(fixed.double(), 24), moving.double(), 24)) < 1e-4
+
+
 def test_the_derivative_is_that_of_the_value():
     """Not that of the formula, which is a little different: a line search would stumble."""
     fixed, moving = image((1, 1, 5, 6)), image((1, 1, 5, 6), 1)
