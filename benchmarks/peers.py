@@ -5,8 +5,9 @@
 Phantoms: neonatal brains at 2 mm with 80 regions and a known truth, other subjects than those of the study. With --data: the T1 of a patient
 of FOLDER/brats onto the T2 of another at 1 mm, cut to the brain; Dice of three tissue classes by one rule (fixed shares of each one's T1,
 its shading divided out), as nobody has drawn labels. Brains alone are compared without a mask, which would let them shrink, and after an affine
-stage; settings for them were chosen on the pair of the two TCGA patients. greedy (picsl-greedy): affine, then deformable, normalised mutual information, its own smoothing.
-ConvexAdam (Siebert et al.): MIND with the defaults of its package, after greedy's affine, whose time is added. Pairs take turns, tools too.
+stage; settings for them were chosen on the pair of the two TCGA patients. greedy (picsl-greedy): affine, then deformable, normalised mutual
+information, its own smoothing. ConvexAdam (Siebert et al.): MIND with the defaults of its package, after greedy's affine, whose time is added. Pairs take turns,
+tools too.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class JointHistogram:
     `fixed` holds samples of any shape; four or more axes are `(batch, 1, [z,] y, x)`: a histogram for each item. `moving_range` defaults
     to that of each warped image, a constant to the derivative, `fixed_range` to that of `fixed`; values beyond a range count as its ends.
     `mask` weights the samples, here and in a call (both: their product); weight 0 leaves a sample out. Sums are integers, so that
-    their order changes no bit. Raises `ValueError` for an empty range or mask, shapes that differ, and NaN among the warped values.
+    their order changes no bit. Raises `ValueError` for an empty range or mask, shapes that differ, and NaN where samples count.
     """
 
     def __init__(
@@ -56,11 +56,15 @@ class JointHistogram:
                 raise ValueError(f"{name} {tuple(given)}; expected (low, high) with low below high")
         self._windows, self._shape, self._moving_range = windows, fixed.shape, moving_range
         self._weight = None if mask is None else sample_weights(mask, fixed)
-        self._cell = self._first_cells(items(fixed.detach()), fixed_range)
+        known = items(fixed.detach())
+        self._missing = known.isnan() if bool(known.sum().isnan()) else None
+        self._cell = self._first_cells(known, fixed_range)
 
     def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The probabilities for a warped image of the shape of `fixed`."""
         samples, weight = weighted_samples(warped, self._shape, self._weight, mask)
+        if self._missing is not None and (weight is None or bool((weight[self._missing] > 0).any())):
+            raise ValueError("the fixed image holds NaN; expected numbers: leave such samples out by a mask of weight 0")
         low, high = _range(samples.detach(), weight, self._moving_range)
         # a little short of the true number of cells, so that rounding does not carry the largest value out of the range
         shrunk = self._windows.cells * (1 - 4 * torch.finfo(warped.dtype).eps)

@@ -49,15 +49,17 @@ class LocalCorrelation:
         """The value and, if asked for, its derivative with respect to `warped`; `weight` of the local values sums up to 1."""
         moving, overall = _centred(warped)
         sums = tuple(box_sum(moving, self._radius, other) for other in (None, moving, self._fixed))
-        value, change = self._local_values(sums, overall, weight)
+        value, change = self._local_values(sums, overall, weight, gradient=gradient)
         if not gradient:
             return value, None
         rest, by_moving, by_fixed = (box_sum(field, self._radius) for field in sums)
         by_moving.add_(change)
         return value, rest.addcmul_(self._fixed, by_fixed).addcmul_(moving, by_moving, value=-1)
 
-    def _local_values(self, sums: tuple[torch.Tensor, ...], overall: torch.Tensor, weight: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The value; the change `(B, 1, ...)` of every window with the variance of the whole image; and in place of `sums` what the derivative sums.
+    def _local_values(
+        self, sums: tuple[torch.Tensor, ...], overall: torch.Tensor, weight: torch.Tensor | None, *, gradient: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The value; with `gradient` also the change `(B, 1, ...)` of every window with the variance of the whole image, and in place of `sums` what the derivative sums.
 
         `sums` are those of M, M M and M F over the windows. With r = cross / denominator, a voxel k of window i changes the local value by
         2 r (F_k - mF) - 2 r^2 varF (M_k - mM), over n_i. Its share in the variance of the whole image changes every window by -r^2 eps.
@@ -80,6 +82,8 @@ class LocalCorrelation:
             ratio = torch.where(denominator > 0, cross / denominator, 0)
             local = cross.mul_(ratio)
             value -= (local / count if weights is None else local * weights[:, part]).sum(1, keepdim=True)
+            if not gradient:
+                continue
             by_fixed = torch.mul(ratio, -2.0 / count if weights is None else weights[:, part] * -2.0, out=cross)
             by_moving = torch.mul(by_fixed, ratio, out=square)
             change += by_moving.sum(1, keepdim=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from metrics.similarity.joint_histogram import JointHistogram, Range
@@ -23,7 +21,7 @@ class MattesMutualInformation:
 
     `fixed` holds samples of any shape; four or more axes are `(batch, 1, [z,] y, x)`: a histogram for each item, and the mean of the
     values. `mask` weights the samples, here and in a call (both: their product); weight 0 leaves a sample out.
-    Raises `ValueError` for bins below 5, an empty range or mask, shapes that differ, and NaN among the warped values.
+    Raises `ValueError` for bins below 5, an empty range or mask, shapes that differ, and NaN where samples count.
     """
 
     def __init__(
@@ -93,21 +91,14 @@ def _entropies(joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return tuple(-(p * p.clamp_min(_LEAST).log()).flatten(1).sum(1) for p in (fixed, moving, joint))
 
 
-@dataclass(frozen=True)
 class _BSplines:
     """`bins` on either axis within the range: fixed samples fall into one row, moving ones are spread over four bins."""
 
-    bins: int
     powers = 4
     double = True
 
-    @property
-    def rows(self) -> int:
-        return self.bins
-
-    @property
-    def cells(self) -> int:
-        return self.bins
+    def __init__(self, bins: int) -> None:
+        self.rows = self.cells = bins
 
     def spread(self, sums: torch.Tensor) -> torch.Tensor:
         """The histogram `(batch, bins, bins + 4)`, padding bins included."""

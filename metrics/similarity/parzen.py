@@ -1,7 +1,7 @@
 """Mutual information of two Gaussian Parzen windows: the "NMI" of VoxelMorph and of models after it, which is not normalised.
 
 A moving sample's weights in the bins are read from polynomials of degree four over pieces of a bin, a fixed sample's at the middle of an
-even smaller piece: see `joint_histogram`. The windows are so smooth that this is hardly seen (figures below), and it is many times faster.
+even smaller piece: see `joint_histogram`. The windows are so smooth that this is hardly seen, and it is many times faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from metrics.similarity.grid import check_image
-from metrics.similarity.intensity import items
 from metrics.similarity.joint_histogram import JointHistogram, Range
 
 LEAST = 1e-7
@@ -52,9 +51,6 @@ class ParzenMutualInformation:
         if bins < 2 or not sigma_ratio > 0:
             raise ValueError(f"{bins} bins, sigma_ratio {sigma_ratio}; expected 2 bins or more and a positive ratio")
         self._histogram = JointHistogram(fixed, _Gaussians(bins, sigma_ratio), fixed_range=fixed_range, moving_range=moving_range, mask=mask)
-        known = items(fixed.detach()) if mask is None else fixed.detach().where(mask > 0, 0)
-        if bool(known.sum().isnan()):
-            raise ValueError("the fixed image holds NaN; expected numbers: leave such samples out by a mask of weight 0")
 
     def __call__(self, warped: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The value for a warped image of the shape of `fixed`, a scalar, differentiable with respect to `warped`."""

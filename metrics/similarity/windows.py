@@ -14,9 +14,9 @@ def box_sum(image: torch.Tensor, radius: int, times: torch.Tensor | None = None)
         return _axis_sum(_axis_sum(image if times is None else image * times, radius, 3), radius, 2)
     result = torch.empty_like(image)
     planes, rows = (max(1, _SLAB * image.shape[axis] // image.numel()) for axis in (2, 3))
-    factors = [None] * -(-image.shape[2] // planes) if times is None else times.split(planes, 2)
-    for into, part, factor in zip(result.split(planes, 2), image.split(planes, 2), factors, strict=True):
-        into.copy_(_axis_sum(_axis_sum(part if factor is None else part * factor, radius, 4), radius, 3))
+    factors = image if times is None else times
+    for into, part, factor in zip(*(array.split(planes, 2) for array in (result, image, factors)), strict=True):
+        into.copy_(_axis_sum(_axis_sum(part if times is None else part * factor, radius, 4), radius, 3))
     for part in result.split(rows, 3):
         part.copy_(_axis_sum(part, radius, 2))
     return result

@@ -161,6 +161,17 @@ def test_a_batch_gives_the_mean_of_its_items(shape):
     np.testing.assert_allclose(gradient, torch.cat([g for _, g in alone]) / 2, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("voxels", [1, 50])
+def test_a_part_at_a_time_is_the_whole(voxels, monkeypatch):
+    fixed, warped, weight = (image((2, 1, 4, 6, 7), seed) for seed in range(3))
+    expected, slopes = value_and_gradient(LocalCorrelation(fixed, 2, mask=weight), warped)
+    monkeypatch.setattr("metrics.similarity.local_correlation._PART", voxels)
+    value, gradient = value_and_gradient(LocalCorrelation(fixed, 2, mask=weight), warped)
+    assert value == pytest.approx(expected.item())
+    torch.testing.assert_close(gradient, slopes)
+    assert LocalCorrelation(fixed, 2, mask=weight)(warped).item() == value.item()
+
+
 def test_masks_of_fixed_image_and_call_multiply():
     fixed, warped, first, second = (image((2, 1, 6, 7), seed) for seed in range(4))
     value = LocalCorrelation(fixed, 2, mask=first)(warped, second[:1])

@@ -368,6 +368,16 @@ def test_an_empty_mask_is_refused(metric):
 
 
 @each_metric
+def test_nan_in_the_fixed_image_is_refused_where_it_counts(metric):
+    """A bin of its own would be a silent choice."""
+    fixed = torch.tensor([0.0, torch.nan, 1.0])
+    for range_ in (UNIT, None):
+        with pytest.raises(ValueError, match="the fixed image holds NaN"):
+            metric(fixed, fixed_range=range_)(samples((3,)))
+    assert metric(fixed, mask=torch.tensor([1.0, 0.0, 1.0]))(samples((3,))).isfinite()
+
+
+@each_metric
 def test_nan_in_the_warped_image_is_refused(metric):
     with pytest.raises(ValueError, match="the warped image holds NaN"):
         metric(samples((3,)), moving_range=UNIT)(torch.tensor([0.0, torch.nan, 1.0]))
