@@ -16,6 +16,8 @@ rule train:
         f"{OUT}/logs/train/{{fit}}.log",
     benchmark:
         f"{OUT}/benchmarks/train/{{fit}}.tsv"
+    # the metric's registrations and landscapes are the longest jobs that wait for a fit
+    priority: lambda wildcards: int(settings.fits[wildcards.fit].learner == "patch-metric")
     threads: settings.threads
     resources:
         gpu=GPUS,

@@ -1,4 +1,4 @@
-"""Random diffeomorphic deformations: stationary velocity fields, their exponentials, composition and warping.
+"""Random diffeomorphic deformations: stationary velocity fields, their exponentials and sampling.
 
 A field is an array `([z,] y, x, d)` of vectors in voxels, components in `(x, y[, z])` order. A displacement `u` stands for
 the map `x -> x + u(x)`; beyond its grid it goes on with the value at the border.
@@ -80,33 +80,28 @@ def exponential(velocity_vx: np.ndarray, steps: int | None = None) -> np.ndarray
 
     Arsigny et al., MICCAI 2006. `exponential(-v)` is the inverse of `exponential(v)`. `steps` squarings; left open, as many as
     bring the first step below `FINEST_STEP_VX`. The first step is second order (midpoint rule), which costs one more
-    interpolation and makes each of the two flows exact to a few hundredths of a voxel.
+    interpolation and makes each of the two flows exact to a few hundredths of a voxel. In torch, which takes a third of
+    scipy's time; it is loaded here.
     """
+    import torch
+
+    from nets import fields
+
     if steps is None:
         longest = float(np.sqrt(np.einsum("...c,...c->...", velocity_vx, velocity_vx).max(initial=0.0)))
         steps = max(0, int(np.ceil(np.log2(max(longest, FINEST_STEP_VX) / FINEST_STEP_VX))))
-    first = velocity_vx / np.float32(2**steps)
-    displacement = warp(first, first / 2)
+    first = torch.from_numpy(np.moveaxis(velocity_vx, -1, 0) / np.float32(2**steps))[None]
+    displacement = fields.warp(first, first / 2)
     for _ in range(steps):
-        displacement = compose(displacement, displacement)
-    return displacement
-
-
-def compose(outer_vx: np.ndarray, inner_vx: np.ndarray) -> np.ndarray:
-    """Displacement of `x -> outer(inner(x))`, that is `inner + outer(x + inner)`, both `([z,] y, x, d)` in voxels of one grid."""
-    return inner_vx + warp(outer_vx, inner_vx)
-
-
-def warp(array: np.ndarray, displacement_vx: np.ndarray, *, order: int = 1, outside: float | None = None) -> np.ndarray:
-    """`array` at `x + displacement(x)`: `([z,] y, x)`, or with one trailing axis of channels; dtype kept.
-
-    `order` is the spline order (0 for labels). Beyond the grid: the value `outside`, or that at the border when it is None.
-    """
-    return sample(array, identity_index(displacement_vx.shape[:-1]) + displacement_vx, order=order, outside=outside)
+        displacement = fields.compose(displacement, displacement)
+    return np.ascontiguousarray(np.moveaxis(displacement[0].numpy(), 0, -1))
 
 
 def sample(array: np.ndarray, index: np.ndarray, *, order: int = 1, outside: float | None = None) -> np.ndarray:
-    """`array` `([z,] y, x[, channel])` at continuous indices `(..., d)` in `(x, y[, z])` order: `(...[, channel])`, dtype kept."""
+    """`array` `([z,] y, x[, channel])` at continuous indices `(..., d)` in `(x, y[, z])` order: `(...[, channel])`, dtype kept.
+
+    `order` is the spline order (0 for labels). Beyond the grid: the value `outside`, or that at the border when it is None.
+    """
     coordinates = np.moveaxis(index, -1, 0)[::-1]
     mode, value = ("nearest", 0.0) if outside is None else ("constant", outside)
     if array.ndim == len(coordinates):
@@ -114,11 +109,6 @@ def sample(array: np.ndarray, index: np.ndarray, *, order: int = 1, outside: flo
     # one channel at a time: spline interpolation in scipy knows scalars only
     channels = [map_coordinates(np.ascontiguousarray(c), coordinates, order=order, mode=mode, cval=value) for c in np.moveaxis(array, -1, 0)]
     return np.stack(channels, axis=-1)
-
-
-def identity_index(shape: Sequence[int]) -> np.ndarray:
-    """The index of every voxel, `([z,] y, x, d)` in `(x, y[, z])` order, float32."""
-    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1], axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
