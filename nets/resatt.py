@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.amp import custom_bwd, custom_fwd
 
+from nets.shapes import CELL_CHANNELS
+
 PATCH_VX = 5
 """Edge of a patch, the paper's k."""
 STEP_VX = 3
@@ -33,7 +35,7 @@ class ResidualAttention(nn.Module):
     1/25, the mean of the overlapping patches, are natural (ours).
     """
 
-    def __init__(self, inputs: int, channels: int = 16, *, scale: float = 1.0, output_scale: float = 1.0) -> None:
+    def __init__(self, inputs: int, channels: int = CELL_CHANNELS, *, scale: float = 1.0, output_scale: float = 1.0) -> None:
         super().__init__()
         self.key, self.query, self.value = (cbr2(inputs + 2, channels) for _ in range(3))
         self.adapt = nn.Conv2d(channels, inputs, 1)
