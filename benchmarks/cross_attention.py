@@ -100,7 +100,9 @@ def row(scope: str, passed: str, batch: int, given: argparse.Namespace) -> dict[
 def rows(given: argparse.Namespace) -> Iterator[dict[str, object]]:
     """A row for each batch size, scope and pass."""
     for batch, scope, passed in product(given.batches, ("block", "network"), TABLES):
-        yield row(scope, passed, batch, given)
+        found = row(scope, passed, batch, given)
+        print(found, flush=True)
+        yield found
 
 
 def main() -> None:

@@ -54,5 +54,5 @@ def checked_grid(grid: Grid, network: str) -> Grid:
 
 UNET_WIDTHS = (16, 32, 64)
 """Features of the three contracting stages (ours: the paper's figure gives none)."""
-CELL_CHANNELS = 8
+CELL_CHANNELS = 4
 """Features within each attention cell (ours; the paper says only that they are the same in every cell)."""

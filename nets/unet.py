@@ -20,7 +20,7 @@ class RegistrationUNet(nn.Module):
 
     Parbs et al., sec. III-B: stages of CBR^2 cells with max-pooling between them, transposed convolutions of stride 2 back up. With
     `attention` features a `ResidualAttention` cell stands on every skip connection, with None they are plain. Widths are ours:
-    132,802 parameters, without cells 117,490. The last convolution (kernel 3, ours) starts at zero, so that the network starts at
+    124,306 parameters, without cells 117,490. The last convolution (kernel 3, ours) starts at zero, so that the network starts at
     the identity (ours). Any size: an image is padded to a multiple of what the poolings need by repeating its border, and the result
     cropped (ours). `scales` are those of the cells' scores and output. With `svf` the output is a stationary velocity, of which `forward` gives the `exponential` (ours).
 

@@ -23,7 +23,7 @@ def awake(network):
 
 @pytest.mark.parametrize(
     ("widths", "channels", "expected"),
-    [((16, 32, 64), 8, (132_802, 117_490)), ((32, 64, 128), 32, (613_058, 467_426)), ((64, 128, 256), 32, (2_096_386, 1_864_642))],
+    [((16, 32, 64), 4, (124_306, 117_490)), ((32, 64, 128), 32, (613_058, 467_426)), ((64, 128, 256), 32, (2_096_386, 1_864_642))],
 )
 def test_parameters_are_those_of_the_written_out_network(widths, channels, expected):
     found = [sum(p.numel() for p in build(name, widths=widths, channels=channels).parameters()) for name in NETWORKS]
