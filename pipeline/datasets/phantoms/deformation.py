@@ -80,8 +80,8 @@ def exponential(velocity_vx: np.ndarray, steps: int | None = None) -> np.ndarray
 
     Arsigny et al., MICCAI 2006. `exponential(-v)` is the inverse of `exponential(v)`. `steps` squarings; left open, as many as
     bring the first step below `FINEST_STEP_VX`. The first step is second order (midpoint rule), which costs one more
-    interpolation and makes each of the two flows exact to a few hundredths of a voxel. In torch, which takes a third of
-    scipy's time; it is loaded here.
+    interpolation and makes each of the two flows exact to a few hundredths of a voxel. In torch, which takes less than half
+    of scipy's time; it is loaded here.
     """
     import torch
 
