@@ -51,7 +51,7 @@ def warped(array: np.ndarray, displacement_mm: np.ndarray, geometry: Geometry) -
 
 def identity_index(shape: tuple[int, ...]) -> np.ndarray:
     """The index of every voxel, `([z,] y, x, d)` in `(x, y[, z])` order, float32."""
-    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")[::-1], axis=-1)
+    return np.stack(np.indices(shape, dtype=np.float32)[::-1], axis=-1)
 
 
 def jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
