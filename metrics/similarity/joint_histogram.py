@@ -76,8 +76,9 @@ class JointHistogram:
         low, high = _range(fixed, self._weight, given)
         rows = self._windows.rows
         scale = torch.where(high > low, rows / (high - low), 0)  # one value alone: all samples fall into the first row
-        row = ((fixed.double() - low) * scale).nan_to_num_().clamp_(0, rows - 1).int()
-        row += rows * torch.arange(len(fixed), dtype=torch.int32, device=fixed.device)[:, None]
+        row = (fixed - low).mul_(scale).nan_to_num_().clamp_(0, rows - 1).int()
+        if len(fixed) > 1:
+            row += rows * torch.arange(len(fixed), dtype=torch.int32, device=fixed.device)[:, None]
         return row.mul_(self._windows.cells + 2)
 
 
@@ -126,9 +127,9 @@ class _PowerSums(torch.autograd.Function):
         if bool(position.sum().isnan()):
             raise ValueError("the warped image holds NaN; expected numbers: leave such samples out by a mask of weight 0")
         precision = torch.float64 if windows.double else samples.dtype
-        powers = sums.view(windows.powers, batch, windows.rows, windows.cells + 2).to(precision).div_(unit)
+        powers = sums.view(windows.powers, batch, windows.rows, windows.cells + 2).to(precision)
         total = powers[0].sum((1, 2), keepdim=True)
-        ctx.plan, ctx.weight, ctx.total = plan, weight, total
+        ctx.plan, ctx.weight, ctx.total = plan, weight, total / unit
         ctx.save_for_backward(position, cell)
         return windows.spread(powers) / total
 
@@ -141,8 +142,8 @@ class _PowerSums(torch.autograd.Function):
         for part in ctx.plan.chunks():
             index, s = cell[:, part].flatten(), position[:, part].flatten()
             slope = table[-1].index_select(0, index)
-            for coefficients in table[:-1].flip(0):
-                slope.mul_(s).add_(coefficients.index_select(0, index))
+            for power in range(len(table) - 2, -1, -1):
+                slope.mul_(s).add_(table[power].index_select(0, index))
             result[:, part] = slope.view(len(position), -1)
         return (result if ctx.weight is None else result.mul_(ctx.weight)), None, None
 

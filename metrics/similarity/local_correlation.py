@@ -76,12 +76,11 @@ class LocalCorrelation:
             share = shares[:, part]
             for of_window in (mean, square, cross):
                 of_window.mul_(share)
-            variance = _variance(square, mean)
-            cross.addcmul_(mean, fixed_mean, value=-1).mul_((variance > 0) & (fixed_variance > 0))
-            denominator = torch.addcmul(self._eps * overall, variance, fixed_variance)
-            ratio = torch.where(denominator > 0, cross / denominator, 0)
+            both = _variance(square, mean).mul_(fixed_variance)
+            cross.addcmul_(mean, fixed_mean, value=-1).mul_(both > 0)
+            ratio = (cross / both.add_(self._eps * overall)).nan_to_num_(0, 0, 0)  # without eps a flat window is 0 / 0
             local = cross.mul_(ratio)
-            value -= (local / count if weights is None else local * weights[:, part]).sum(1, keepdim=True)
+            value -= local.sum(1, keepdim=True) / count if weights is None else (local * weights[:, part]).sum(1, keepdim=True)
             if not gradient:
                 continue
             by_fixed = torch.mul(ratio, -2.0 / count if weights is None else weights[:, part] * -2.0, out=cross)

@@ -37,8 +37,8 @@ def written_out(fixed, moving, bins=48, ratio=0.5, mask=None, ranges=((0, 1), (0
 
 
 def rounded(fixed, bins=48, ratio=0.5):
-    """Values in the middle of the pieces, eight to a sigma, that a fixed image is read to."""
-    pieces = bins * math.ceil(8 / ratio)
+    """Values in the middle of the pieces, four to a sigma, that a fixed image is read to."""
+    pieces = bins * math.ceil(4 / ratio)
     return ((fixed * pieces).floor().clamp(0, pieces - 1) + 0.5) / pieces
 
 
@@ -55,8 +55,8 @@ def test_value_and_gradient_are_those_of_the_formula(shape, bins, ratio):
     moving = 0.5 * moving + 0.5 * (1 - fixed)
     value, gradient = value_and_gradient(ParzenMutualInformation(fixed, bins, sigma_ratio=ratio), moving)
     expected, slope = value_and_gradient(lambda warped: written_out(rounded(fixed, bins, ratio), warped, bins, ratio), moving)
-    assert abs(value - expected) < 1e-5
-    assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
+    assert abs(value - expected) < 1e-4
+    assert (gradient - slope).abs().max() < 2.5e-2 * slope.abs().max()
 
 
 @pytest.mark.parametrize("bins", [16, 48])
@@ -66,7 +66,7 @@ def test_what_rounding_of_the_fixed_image_costs(bins):
     value, gradient = value_and_gradient(ParzenMutualInformation(fixed, bins), moving)
     expected, slope = value_and_gradient(lambda warped: written_out(fixed, warped, bins), moving)
     assert abs(value / expected - 1) < 1e-3
-    assert (gradient - slope).norm() < 0.03 * slope.norm()
+    assert (gradient - slope).norm() < 0.05 * slope.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,8 +97,8 @@ def test_a_large_image_in_single_precision_is_as_near(dtype):
     value, gradient = value_and_gradient(ParzenMutualInformation(fixed), moving)
     expected, slope = value_and_gradient(lambda warped: written_out(rounded(fixed.double()), warped), moving.double())
     assert value.dtype == gradient.dtype == dtype
-    assert abs(value - expected) < 1e-5
-    assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
+    assert abs(value - expected) < 1e-4
+    assert (gradient - slope).abs().max() < 2.5e-2 * slope.abs().max()
 
 
 def test_a_mask_weights_the_samples():
@@ -109,8 +109,8 @@ def test_a_mask_weights_the_samples():
     hole[..., :3] = math.nan
     for metric, call in ((ParzenMutualInformation(hole, mask=mask), None), (ParzenMutualInformation(fixed), mask)):
         value, gradient = value_and_gradient(lambda warped, m=metric, c=call: m(warped, c), moving)
-        assert abs(value - expected) < 1e-5
-        assert (gradient - slope).abs().max() < 4e-3 * slope.abs().max()
+        assert abs(value - expected) < 1e-4
+        assert (gradient - slope).abs().max() < 2.5e-2 * slope.abs().max()
         assert (gradient[mask == 0] == 0).all()
 
 
