@@ -153,25 +153,26 @@ def resampled(
     `(x, y, z)` counts, the rest being padding. As in ITK a point within half a voxel beyond the outer voxel centres is inside and takes
     the border's value. Volumes are read where samples lie alone: there are far fewer of these than voxels.
     """
-    z, y, x = (torch.arange(n, dtype=torch.float32, device=maps.device) for n in grid)
-    columns = maps[:, None, None, None]
-    index = (columns[..., 3] + z.view(-1, 1, 1, 1) * columns[..., 2]) + (y.view(-1, 1, 1) * columns[..., 1] + x.view(-1, 1) * columns[..., 0])
-    size = sizes[:, None, None, None]
-    inside = ((index >= -0.5) & (index < size - 0.5)).all(-1)
-    place = torch.minimum(index.clamp_(min=0), size - 1)
-    low = torch.minimum(place.floor(), (size - 2).clamp(min=0))
+    z, y, x = (torch.arange(n, dtype=torch.float32, device=maps.device).view(n, *[1] * (2 - axis)) for axis, n in enumerate(grid))
     volumes = volumes.contiguous()
-    strides = torch.tensor(volumes.stride()[:1:-1], device=maps.device)
-    first = (low.long() * strides).sum(-1) + volumes.stride(0) * rows.view(-1, 1, 1, 1)
-    steps = (strides * (size > 1)).unbind(-1)  # a single voxel has no neighbour
-    values = _interpolated(volumes.flatten(), first, list(zip(steps, (place - low).unbind(-1), strict=True)))
-    return (values * inside)[:, None], inside
+    first, inside, axes = volumes.stride(0) * rows.view(-1, 1, 1, 1), True, []
+    # axis by axis: three numbers side by side a sample would be far slower to reckon with
+    for axis, stride in enumerate(volumes.stride()[:1:-1]):
+        by_x, by_y, by_z, shift = maps[:, axis, :, None, None, None].unbind(1)
+        size = sizes[:, axis, None, None, None]
+        index = (shift + z * by_z) + (y * by_y + x * by_x)
+        inside = (index >= -0.5) & (index < size - 0.5) & inside
+        place = torch.minimum(index.clamp_(min=0), size - 1)
+        low = torch.minimum(place.floor(), (size - 2).clamp(min=0))
+        first = first + low.long() * stride
+        axes.append((stride * (size > 1), place.sub_(low)))  # a single voxel has no neighbour
+    return (_interpolated(volumes.flatten(), first, axes) * inside)[:, None], inside
 
 
 def _interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Between the samples at `first` and those a step further along each axis, by the share of the way there."""
     if not axes:
-        return flat.take(first).float()
+        return flat.index_select(0, first.flatten()).float().view(first.shape)
     (step, share), *others = axes
     return torch.lerp(_interpolated(flat, first, others), _interpolated(flat, first + step, others), share)
 
