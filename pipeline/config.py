@@ -184,7 +184,19 @@ class Config(_Settings):
         from pipeline.learned.registry import learner_settings
 
         chosen = self.fits[name]
-        return learner_settings(chosen.learner, chosen.model_extra or {}, where=f"config.yaml.fits.{name}").model_dump(mode="json")
+        given = dict(chosen.model_extra or {})
+        if start := self.warm_start_of(name):
+            given["warm_start"] = self.weights_of(start)
+        return learner_settings(chosen.learner, given, where=f"config.yaml.fits.{name}").model_dump(mode="json")
+
+    def warm_start_of(self, name: str) -> str | None:
+        """The fit with whose weights a fit begins."""
+        start = (self.fits[name].model_extra or {}).get("warm_start")
+        return None if start is None else str(start)
+
+    def weights_of(self, fit: str) -> str:
+        """The file of a fit's weights."""
+        return f"{self.folder}/weights/{fit}.safetensors"
 
     def dataset(self, name: str) -> dict[str, Any]:
         """All settings of a dataset, defaults included, as plain JSON values."""

@@ -23,6 +23,7 @@ def check_references(config: Config) -> None:
         if "fit" in settings:
             _known(f"methods.{name}.fit", config.fits_of(name), config.fits)
     for name, fit in config.fits.items():
+        _check_warm_start(config, name)
         config.fit(name)
         if fit.study:
             _known(f"fits.{name}.study", (fit.study,), config.studies)
@@ -58,6 +59,16 @@ def check_references(config: Config) -> None:
             _check_clinical(f"{where}.clinical.{name}", shown, study)
         _known(f"{where}.pictures.methods", study.pictures.methods, study.methods)
         _check_paths(config, study.dataset)
+
+
+def _check_warm_start(config: Config, name: str) -> None:
+    """The fits that a fit begins with, one after the other, are there, and it is none of them."""
+    chain = [name]
+    while (start := config.warm_start_of(chain[-1])) is not None:
+        _known(f"fits.{chain[-1]}.warm_start", (start,), config.fits)
+        if start in chain:
+            raise ConcordError(f"config.yaml.fits.{name}.warm_start: {' <- '.join([*chain, start])}; expected a fit that begins without this one")
+        chain.append(start)
 
 
 def _check_comparison(where: str, comparison: ComparisonSettings, study: StudySettings) -> None:

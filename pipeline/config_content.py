@@ -51,12 +51,14 @@ def _present(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], di
 
 
 def _without_needy(content: dict[str, Any], gone: Mapping[str, set[str]]) -> dict[str, Any]:
-    """The content less what needs what is gone: fits to the cases of such a study, methods of such a fit, and what studies do with such methods.
+    """The content less what needs what is gone: fits to the cases of such a study or begun with such a fit, methods of such a fit, and what studies do with such methods.
 
     A table keeps the row of one for which it has published figures.
     """
     studies, fits, methods = ({**content[group]} if isinstance(content.get(group), Mapping) else {} for group in _GROUPS)
-    no_fits = gone["fits"] | {name for name, fit in fits.items() if _named(fit, "study") & gone["studies"]}
+    no_fits = gone["fits"] | {
+        name for name, fit in fits.items() if _named(fit, "study") & gone["studies"] or _named(fit, "warm_start") & gone["fits"]
+    }
     no_methods = gone["methods"] | {name for name, method in methods.items() if _named(method, "fit") & no_fits}
     kept = {
         "studies": {name: _without(study, no_methods) for name, study in studies.items()},

@@ -95,7 +95,7 @@ def attention_weights(wildcards):
 
 def weights_files(method):
     """The weights that a method takes, in order."""
-    return [f"{OUT}/weights/{fit}.safetensors" for fit in settings.fits_of(method)]
+    return [settings.weights_of(fit) for fit in settings.fits_of(method)]
 
 
 def weights_of(wildcards):

@@ -2,6 +2,7 @@ rule train:
     input:
         cases=lambda wildcards: f"{settings.source_of_fit(wildcards.fit)}/cases.csv",
         volumes=lambda wildcards: f"{settings.source_of_fit(wildcards.fit)}/volumes",
+        start=lambda wildcards: [settings.weights_of(start)] if (start := settings.warm_start_of(wildcards.fit)) else [],
     output:
         weights=f"{OUT}/weights/{{fit}}.safetensors",
         card=f"{OUT}/weights/{{fit}}.json",

@@ -22,7 +22,7 @@ from pipeline.learned.fitting import choose_device, kept, made_of, reproducible
 from pipeline.learned.rigid_cases import RigidCase, read_rigid_cases
 from pipeline.learned.rigid_training import RigidTraining
 from pipeline.learned.settings.rigid import Preparation, RigidFit
-from pipeline.learned.weights import load_network
+from pipeline.learned.weights import load_network, load_weights
 from pipeline.methods import Run
 from pipeline.provenance import fingerprint
 
@@ -36,7 +36,7 @@ def fit_rigid(
 
     The weights are those of the lowest validation SRE, or the last ones where `validation` is empty. A checkpoint of the same settings,
     seed, threads and data beside OUT is gone on from, and removed at the end. Raises `ConcordError` for no cases, CUDA asked for and
-    absent, and a loss that is not finite.
+    absent, weights to begin with that are missing or another network's, and a loss that is not finite.
     """
     if not train:
         raise ConcordError("no training case; expected one or more: give cases the split train")
@@ -45,9 +45,11 @@ def fit_rigid(
             raise ConcordError(f"case {case.name}: prepared as {case.how}; expected {settings.preparation}, as the settings say: prepare it so")
     device = choose_device(settings.device)
     data = {"train": [case.data for case in train], "validation": [case.data for case in validation]}
+    start, begun_with = load_weights(settings.warm_start) if settings.warm_start else (None, {})
+    data |= {"warm_start": begun_with["sha256"]} if begun_with else {}
     source = made_of(settings, seed=seed, threads=threads, data=data)
     with reproducible(threads):
-        training = RigidTraining(settings, train, validation, seed=seed, device=device)
+        training = RigidTraining(settings, train, validation, seed=seed, device=device, start=start)
         training.run(out, fingerprint(source))
     card = {
         "architecture": ARCHITECTURE,

@@ -17,6 +17,7 @@ from pipeline.learned.fitting import untimed
 from pipeline.learned.rigid_batches import Batch, RigidBatches, vertex_distance_mm
 from pipeline.learned.rigid_cases import RigidCase
 from pipeline.learned.rigid_pretraining import pretrain
+from pipeline.learned.weights import load_into
 
 if TYPE_CHECKING:
     from pipeline.learned.settings.rigid import RigidFit
@@ -50,7 +51,16 @@ class RigidTraining(EpochTraining):
     settings: RigidFit
     progress: _Progress
 
-    def __init__(self, settings: RigidFit, train: Sequence[RigidCase], validation: Sequence[RigidCase], *, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: RigidFit,
+        train: Sequence[RigidCase],
+        validation: Sequence[RigidCase],
+        *,
+        seed: int,
+        device: torch.device,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         same: dict[str, Any] = {"seed": seed, "device": device}
         self.batches = RigidBatches(train, settings.perturbation, **same)
         self.held_out = RigidBatches(validation, settings.perturbation, **same) if validation else None
@@ -58,6 +68,8 @@ class RigidTraining(EpochTraining):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = build(settings.network, settings.preparation.grid)
+        if start is not None:
+            load_into(network, start, settings.warm_start)
         self._layout = layout_of(network, device)
         self.average: Tensors = {}
         self.best: Tensors = {}

@@ -149,6 +149,14 @@ def changed(path: str, value) -> dict:
         ("fits/resatt/fold", 5, "fits.resatt.*fold 5: expected one of 0 to 1"),
         ("fits/resatt/epoch", 1, "fits.resatt-fold-0.epoch: unknown key; did you mean 'epochs'"),
         ("fits/resatt-fold-1", {"learner": "field-network", "study": "cardiac"}, "fits.resatt-fold-1: there twice, once as a fold"),
+        (
+            "fits/attention-stage-2/warm_start",
+            "attention-stag-1",
+            "attention-stage-2.warm_start: no 'attention-stag-1'; did you mean 'attention-stage-1'",
+        ),
+        ("fits/attention-stage-2/warm_start", ["attention-stage-1"], "attention-stage-2.warm_start: no .*attention-stage-1"),
+        ("fits/attention-stage-1/warm_start", "attention-stage-2", "attention-stage-1 <- attention-stage-2 <- attention-stage-1; expected a fit"),
+        ("fits/metric-all/warm_start", "attention-stage-1", "fits.metric-all.warm_start: unknown key"),
         ("methods/resatt/fit", "resat", "methods.resatt.fit: no 'resat'; did you mean 'resatt"),
     ],
 )
@@ -227,7 +235,7 @@ def test_a_study_is_there_at_its_scales_alone_with_its_fits_and_their_methods():
 
 def test_what_a_fit_is_for_goes_with_it_but_for_rows_with_published_figures():
     content = {
-        "fits": {"a": {"scales": ["paper"]}, "b": {"scales": ["smoke", "paper"]}, "c": {}},
+        "fits": {"a": {"scales": ["paper"]}, "b": {"scales": ["smoke", "paper"]}, "c": {}, "d": {"warm_start": "a"}},
         "methods": {"x": {"fit": "a"}, "y": {"fit": ["c", "b"]}, "z": {"fit": "c"}, "w": {"scales": ["laptop"]}},
         "studies": {
             "one": {
@@ -253,6 +261,12 @@ def test_what_a_fit_is_for_goes_with_it_but_for_rows_with_published_figures():
 def test_scales_that_are_none_are_refused(scales):
     with pytest.raises(ConcordError, match=r"config\.yaml\.fits\.a\.scales: .* expected a list of some of smoke, laptop, paper"):
         content_at({"fits": {"a": {"scales": scales}}}, "smoke")
+
+
+def test_a_second_stage_begins_with_the_weights_of_the_first_but_at_scale_paper():
+    short, whole = (parse_config({**own_config(), "scale": scale}) for scale in ("laptop", "paper"))
+    assert short.fit("attention-stage-2")["warm_start"] == "results/laptop/weights/attention-stage-1.safetensors"
+    assert whole.fit("attention-stage-2")["warm_start"] is None and whole.warm_start_of("attention-stage-2") is None
 
 
 def test_a_value_without_the_scale_is_refused():

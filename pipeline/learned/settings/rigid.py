@@ -100,6 +100,10 @@ class RigidFit(BaseModel):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation SRE; default never")
     average: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights, taken where it is better (ours)")
     pretrain: Pretraining | None = Field(None, description="contrastive pre-training of the extractors (ours)")
+    warm_start: Path | None = Field(
+        None,
+        description="weights to begin with, such as a second stage of the first one's (ours); in config.yaml the name of a fit; default random ones",
+    )
     checkpoint_every: int = Field(1, ge=1, description="epochs between checkpoints")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the network; weights are always single precision")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one, else the CPU")
@@ -112,6 +116,10 @@ class RigidFit(BaseModel):
             raise ValueError(f"milestones {self.milestones}: expected epochs, or one number of 1 or more")
         if self.pretrain is not None and self.network not in ("attention-reg", "feature-reg"):
             raise ValueError(f"pretrain: {self.network} has no extractors; expected attention-reg or feature-reg, or no pretraining")
+        if self.pretrain is not None and self.warm_start is not None:
+            raise ValueError(
+                f"pretrain and warm_start ({self.warm_start}) both say where weights come from; expected one of them: leave the other out"
+            )
         checked_grid(self.preparation.grid, self.network)
         return self
 

@@ -276,6 +276,31 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch
     assert untimed[0] == untimed[1] and not beside(tmp_path / "net", ".checkpoint.safetensors").exists()
 
 
+def test_a_fit_begins_with_the_weights_of_another(tmp_path):
+    first = fitted(tmp_path / "first", settings(epochs=2))
+    chosen = settings(epochs=1, learning_rate=1e-9, sre_mm=(0, 4), warm_start=tmp_path / "first.safetensors")
+    assert fitted(tmp_path / "second", chosen, seed=5)["data"]["warm_start"] == first["sha256"]
+    before, after = weights_of(tmp_path / "first"), weights_of(tmp_path / "second")
+    for name, _ in build("feature-reg", (8, 16, 16)).named_parameters():
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-7)
+
+
+def test_a_fit_begun_with_other_weights_is_another_fit(tmp_path, monkeypatch):
+    chosen = settings(epochs=2, warm_start=tmp_path / "first.safetensors")
+    fitted(tmp_path / "first", settings(epochs=1))
+    fitted(tmp_path / "whole" / "net", chosen)
+    fitted(tmp_path / "first", settings(epochs=1), seed=3)
+    draw = RigidTraining._draw
+    monkeypatch.setattr(RigidTraining, "_draw", lambda self, step: stop() if step == 3 else draw(self, step))
+    with pytest.raises(RuntimeError, match="stop here"):
+        fitted(tmp_path / "net", chosen)
+    assert beside(tmp_path / "net", ".checkpoint.safetensors").exists()
+    monkeypatch.undo()
+    fitted(tmp_path / "first", settings(epochs=1))
+    fitted(tmp_path / "net", chosen)
+    assert (tmp_path / "net.safetensors").read_bytes() == (tmp_path / "whole" / "net.safetensors").read_bytes()
+
+
 def test_another_seed_gives_other_weights_and_torchs_own_generator_is_left_alone(tmp_path):
     torch.manual_seed(11)
     expected = torch.rand(1)
@@ -316,6 +341,7 @@ def test_a_table_of_cases_is_fitted_to_without_itk(tmp_path):
         ({"sre_mm": (8, 2)}, "low <= high"),
         ({"sre_mm": (0, 0)}, "high above 0"),
         ({"network": "dvnet", "size": (32, 32, 8)} | PRETRAINED, "no extractors"),
+        (PRETRAINED | {"warm_start": "net.safetensors"}, "both say where weights come from"),
     ],
 )
 def test_bad_settings_are_told(bad, told):
@@ -330,6 +356,11 @@ def test_bad_fits_are_told(tmp_path):
         fit_rigid([tiny_case(0)], [], settings(), seed=0, threads=1, out=tmp_path / "net")
     with pytest.raises(ConcordError, match=r"the loss is nan in epoch .*lower learning_rate"):
         fitted(tmp_path / "net", settings(learning_rate=1e30))
+    with pytest.raises(ConcordError, match=r"none\.safetensors: no such file"):
+        fitted(tmp_path / "net", settings(warm_start=tmp_path / "none.safetensors"))
+    fitted(tmp_path / "other", settings(epochs=1, size=(24, 16, 8)))
+    with pytest.raises(ConcordError, match=r"other\.safetensors: weights of another architecture: regress\..*AttentionReg expects"):
+        fitted(tmp_path / "net", settings(warm_start=tmp_path / "other.safetensors"))
 
 
 def test_weights_that_are_no_rigid_networks_are_told(tmp_path):
