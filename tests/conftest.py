@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ gc.set_threshold(100_000, 50, 50)  # as the command line's: in a process that ha
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+@pytest.fixture(autouse=True)
+def torch_draws_alike() -> None:
+    """A test draws the same numbers whichever ran before it; what does not load torch does not wait for it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(7)
 
 
 @pytest.fixture(scope="session")
