@@ -20,13 +20,15 @@ class AttentionReg(nn.Module):
 
     1,248,777 parameters at the published grid (32, 96, 96); with `attention=False` the paper's Feature-Reg, which joins the extractors'
     maps as they are, 1,244,393. Another grid changes the first fully connected layer only, and with it what weights fit.
-    Convolutions start Kaiming normal over fan-out, all else as PyTorch has it. Raises `ValueError` for a grid below its `LEAST_GRIDS`.
+    Convolutions start Kaiming normal over fan-out, all else as PyTorch has it, batch norms with scale 1; those of the attention blocks with
+    `attention_scale`, of which 0 makes a new network behave as Feature-Reg: the authors' block begins so, but their loop over all layers
+    then sets it to 1. Raises `ValueError` for a grid below its `LEAST_GRIDS`.
 
     Parts: `extractors` (`mr`, `us`; their weights can be kept and loaded alone), `attention` (`mr` has the MR map as primary; empty in
     Feature-Reg), `fuse` (both maps to one channel) and `regress` (the fully connected layers).
     """
 
-    def __init__(self, grid: Grid = PUBLISHED_GRID, *, attention: bool = True) -> None:
+    def __init__(self, grid: Grid = PUBLISHED_GRID, *, attention: bool = True, attention_scale: float = 1.0) -> None:
         super().__init__()
         self.grid = checked_grid(grid, "attention-reg")
         self.extractors = nn.ModuleDict({"mr": _extractor(), "us": _extractor()})
@@ -43,6 +45,8 @@ class AttentionReg(nn.Module):
         tokens_z, tokens_y, tokens_x = self.map_grid
         self.regress = six_numbers(tokens_z * tokens_y * tokens_x)
         draw_weights(self)
+        for block in self.attention.values():
+            nn.init.constant_(block.back[-1].weight, attention_scale)
 
     @property
     def map_grid(self) -> Grid:

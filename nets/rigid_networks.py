@@ -16,10 +16,10 @@ PUBLISHED_GRID: Grid = (32, 96, 96)
 """Voxels along (z, y, x) of the papers' input."""
 
 
-def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
+def build(name: str, grid: Grid = PUBLISHED_GRID, *, attention_scale: float = 1.0) -> nn.Module:
     """The network called `name`, one of `LEAST_GRIDS`, for a grid (z, y, x), with fresh weights from torch's generator.
 
-    Raises `ValueError` for another name and a grid that is too small for the network.
+    `attention_scale` is AttentionReg's; others have no use for it. Raises `ValueError` for another name and a grid that is too small for the network.
     """
     from nets.attention_reg import AttentionReg
     from nets.dvnet import DvNet
@@ -28,7 +28,7 @@ def build(name: str, grid: Grid = PUBLISHED_GRID) -> nn.Module:
     if name not in LEAST_GRIDS:
         raise ValueError(f"no network {name!r}; valid: {', '.join(LEAST_GRIDS)}")
     if name in ("attention-reg", "feature-reg"):
-        return AttentionReg(grid, attention=name == "attention-reg")
+        return AttentionReg(grid, attention=name == "attention-reg", attention_scale=attention_scale)
     return (MsReg if name == "msreg" else DvNet)(grid)
 
 

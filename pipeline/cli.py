@@ -53,7 +53,7 @@ def cli(traceback: bool) -> None:
 )
 @click.option("--fixed-mask", type=PATH, help="Mask on the fixed grid: only where it is non-zero counts.")
 @click.option("--moving-mask", type=PATH, help="Mask on the moving grid.")
-@click.option("--start", type=PATH, help="Rigid transform to start from (.h5 or .tfm).")
+@click.option("--start", type=PATH, help="Transform to start from (.h5 or .tfm): rigid, or with --method loop any.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=os.cpu_count(), show_default="all cores", help="The same seed and threads give the same result."
 )

@@ -96,6 +96,12 @@ class Method(BaseModel):
         """The transform from fixed to moving points."""
         raise NotImplementedError
 
+    def register_from(self, pair: Pair, start: Transform, run: Run) -> Transform:
+        """The same from a transform that is not rigid, which is included. Raises `ConcordError` where the method has no such thing."""
+        raise ConcordError(
+            f"the starting transform is not rigid, and {type(self).__name__} takes no other; expected rotation and translation only, or method loop"
+        )
+
 
 def create_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The method called `name`, with `settings` over its defaults.
@@ -122,9 +128,9 @@ def method_class(name: str) -> type[Method]:
 def run_method(method: Method, pair: Pair, run: Run, start: Transform | None = None) -> Transform:
     """Check the pair, run the method, check the result; the transform includes `start`.
 
-    A rigid `start` is applied by re-heading the moving volume, so that every method can start from it without resampling.
-    Raises `ConcordError` for bad pairs (see `check_pair`), for masks given to a method that takes none, for a start that is
-    not rigid, and for a result that is not finite.
+    A rigid `start` is applied by re-heading the moving volume, so that every method can start from it without resampling; any other is
+    handed to methods that know what to do with it. Raises `ConcordError` for bad pairs (see `check_pair`), for masks given to a method that
+    takes none, for a start that is not rigid where the method takes no other, and for a result that is not finite.
     """
     check_pair(pair)
     if not method.takes_masks and (pair.fixed_mask is not None or pair.moving_mask is not None):
@@ -133,7 +139,7 @@ def run_method(method: Method, pair: Pair, run: Run, start: Transform | None = N
         return _finite(method.register(pair, run), pair)
     parts = start.parts if hasattr(start, "parts") else (start,)
     if not all(isinstance(p, Linear) and np.allclose(p.matrix @ p.matrix.T, np.eye(p.dimension), atol=1e-6) for p in parts):
-        raise ConcordError("the starting transform is not rigid; expected rotation and translation only")
+        return _finite(method.register_from(pair, start, run), pair)
     rigid = compose(*parts)
     moved = replace(pair, moving=_reheaded(pair.moving, rigid), moving_mask=None if pair.moving_mask is None else _reheaded(pair.moving_mask, rigid))
     return _finite(compose(method.register(moved, run), rigid), pair)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,11 +12,10 @@ from pydantic import Field as Setting
 from pydantic import field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.learned.network_method import NetworkMethod, trace_network
-from pipeline.methods import Pair, Run, run_method
-from pipeline.optimise.method import OptimiserLoop
-from pipeline.resampling import resample, warp
-from pipeline.transforms import Field, Transform, compose
+from pipeline.learned.network_method import RefinedNetwork, trace_network
+from pipeline.methods import Pair, Run
+from pipeline.resampling import resample
+from pipeline.transforms import Field, Transform
 from pipeline.volumes import GRID_TOLERANCE, Volume
 
 if TYPE_CHECKING:
@@ -28,23 +26,23 @@ SLICES_AT_ONCE = 8
 """Slices of a stack that go through the network together (ours)."""
 
 
-class FieldNetwork(NetworkMethod):
+class FieldNetwork(RefinedNetwork):
     """ReSAtt U-Net and its peers (Parbs et al.): a dense field of 2-D images of one modality, predicted in one pass.
 
     With the weights of a cross-validation, one file a fold, a pair is registered by a network that was not fitted to its subject. The network
     is convolutional and runs on the fixed image's grid, whatever its size, but what it has learned of shapes is in voxels: images should
     have about the voxel size that it was fitted to. Each image is scaled to [0, 1], as in training.
+
+    `refine` is for 2-D pairs, and a B-spline by correlation unless told otherwise.
     """
 
     takes_masks: ClassVar[bool] = False
     learner: ClassVar[str] = "field-network"
+    refinement: ClassVar[Mapping[str, Any]] = {"stages": ("bspline",), "similarity": "ncc"}
 
     weights: tuple[Path, ...] = Setting((), description="trained weights (.safetensors), one file, or one a fold of a cross-validation")
     slicewise: bool = Setting(
         False, description="register 3-D stacks on a common set of slices slice by slice, with no displacement across them (ours)"
-    )
-    refine: OptimiserLoop | None = Setting(
-        None, description="settings of a B-spline run of the optimiser loop from the predicted field, 2-D pairs (ours); by default ncc, one level"
     )
 
     @field_validator("weights", mode="before")
@@ -52,25 +50,17 @@ class FieldNetwork(NetworkMethod):
     def _one_file(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str | Path) else given
 
-    @field_validator("refine", mode="before")
-    @classmethod
-    def _local_by_default(cls, given: Any) -> Any:
-        local = {"stages": ("bspline",), "levels": 1, "similarity": "ncc", "initialise": "none"}
-        return local | dict(given) if isinstance(given, Mapping) else given
-
     @property
     def files(self) -> dict[str, Path]:
-        """The trained weights of every fold."""
-        folds = {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)}
-        return folds | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
+        """The trained weights of every fold, and what the loop reads."""
+        return {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)} | super().files
 
     def load(self) -> None:
         """torch, the networks with their weights, and a first run of each on zeros: what follows is warm."""
         import torch
 
-        if self.refine is not None:
-            self.refine.load()
-        if not self.files:  # none given, which the registration tells better
+        super().load()
+        if not self.weights:  # none given, which the registration tells better
             return
         for network, _ in self.networks:
             _predicted(network, torch.zeros((1, 2, 16, 16), device=self.chosen_device))
@@ -86,8 +76,7 @@ class FieldNetwork(NetworkMethod):
     def register(self, pair: Pair, run: Run) -> Transform:
         """The field on the fixed grid, from fixed to moving points. `run.trace` gains a row with `inference_ms`, warm after `load`.
 
-        A moving image on another grid is resampled onto the fixed one first. With `refine` the loop registers the moving image as the field
-        brings it, and its transform goes before the field. Raises `ConcordError` for no weights, weights that do not fit or
+        A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights that do not fit or
         have all seen the subject, and 3-D pairs without `slicewise` or with other slices.
         """
         import torch
@@ -109,11 +98,7 @@ class FieldNetwork(NetworkMethod):
         in_plane = displacement_vx.reshape(*grid.shape, 2)
         still = _constant(stacks)
         in_plane[still] = 0
-        found = Field(in_plane @ grid.index_to_physical[:, :2].T, grid)
-        if self.refine is None:
-            return found
-        brought = replace(pair, moving=warp(pair.moving, found, grid))
-        return compose(run_method(self.refine, brought, run), found)
+        return self.refined(pair, Field(in_plane @ grid.index_to_physical[:, :2].T, grid), run)
 
     def _unseen(self, subjects: Iterable[str]) -> nn.Module:
         """The first network that was fitted to none of the subjects: for a subject of no fold, or of no name, the first of all (ours)."""

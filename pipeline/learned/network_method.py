@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.methods import Method, Run
+from pipeline.methods import Method, Pair, Run, run_method
+from pipeline.optimise.method import OptimiserLoop
+from pipeline.transforms import Transform
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +45,34 @@ class NetworkMethod(Method):
     def missing(self) -> ConcordError:
         """What to say where no weights are given."""
         return ConcordError(f"weights: none given; expected .safetensors files that {self.learner} fits write: fit a network first")
+
+
+class RefinedNetwork(NetworkMethod):
+    """A network whose prediction the optimiser loop may improve on the pair itself (ours; common since VoxelMorph's paper, sec. V-D)."""
+
+    refinement: ClassVar[Mapping[str, Any]]
+    """Settings of the loop that a subclass has instead of the loop's own defaults."""
+
+    refine: OptimiserLoop | None = Field(None, description="settings of a run of the optimiser loop from the prediction, null: none (ours)")
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _by_default(cls, given: Any) -> Any:
+        return {**cls.refinement, **given} if isinstance(given, Mapping) else given
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What the loop reads."""
+        return {} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()}
+
+    def load(self) -> None:
+        """What the loop needs."""
+        if self.refine is not None:
+            self.refine.load()
+
+    def refined(self, pair: Pair, found: Transform, run: Run) -> Transform:
+        """Where the loop comes to from `found`; that itself without `refine`."""
+        return found if self.refine is None else run_method(self.refine, pair, run, found)
 
 
 def trace_network(

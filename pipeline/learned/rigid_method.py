@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from pipeline.errors import ConcordError
-from pipeline.learned.network_method import NetworkMethod, trace_network
-from pipeline.methods import Pair, Run, run_method
+from pipeline.learned.network_method import RefinedNetwork, trace_network
+from pipeline.methods import Pair, Run
 from pipeline.optimise.method import OptimiserLoop
 from pipeline.region import outer_corners_mm, region_grid, region_mask, touches_border
 from pipeline.rigid_motion import draw_motions, linear_of, motion_matrix, motion_parameters, rigid_matrix
@@ -31,30 +31,25 @@ JITTER_MM = (1.0, 2.0)
 """SRE, at the region's corners, of the motions whose predictions are averaged (ours)."""
 
 
-class RigidNetwork(NetworkMethod):
+class RigidNetwork(RefinedNetwork):
     """Attention-Reg and its peers (Song et al., MICCAI 2021): rigid registration of an organ by networks, 3-D.
 
-    The paper has two stages, the second fitted to small errors. Averages, and the loop afterwards, are ours.
+    The paper has two stages, the second fitted to small errors. Averages, and a rigid run of the loop afterwards, are ours.
     """
 
     learner: ClassVar[str] = "rigid-network"
+    refinement: ClassVar[Mapping[str, Any]] = {"stages": ("rigid",), "initialise": "none"}
 
     weights: tuple[Path, ...] = Field((), description="trained weights (.safetensors), one file a stage, in order")
     enlarge: float = Field(
         0.3, ge=0, description="the fixed mask is the organ's; the region is its box, so much larger on each side. 0: it is the region"
     )
     averages: int = Field(1, ge=1, le=256, description="predictions a stage, each from a start moved by 1 to 2 mm, averaged (ours)")
-    refine: OptimiserLoop | None = Field(None, description="settings of a rigid run of the optimiser loop from the prediction (ours)")
 
     @field_validator("weights", mode="before")
     @classmethod
     def _one_stage(cls, given: Any) -> Any:
         return (given,) if isinstance(given, str | Path) else given
-
-    @field_validator("refine", mode="before")
-    @classmethod
-    def _rigid_by_default(cls, given: Any) -> Any:
-        return {"stages": ("rigid",), "initialise": "none"} | dict(given) if isinstance(given, Mapping) else given
 
     @field_validator("refine")
     @classmethod
@@ -70,9 +65,8 @@ class RigidNetwork(NetworkMethod):
 
     @property
     def files(self) -> dict[str, Path]:
-        """The trained weights of every stage, and those of the refinement."""
-        stages = {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)}
-        return stages | ({} if self.refine is None else {f"refine_{name}": file for name, file in self.refine.files.items()})
+        """The trained weights of every stage, and what the loop reads."""
+        return {f"weights_{number}": file for number, file in enumerate(self.found(self.weights), start=1)} | super().files
 
     def load(self) -> None:
         """torch, the networks with their weights, and a first run of each on zeros: what follows is warm."""
@@ -81,8 +75,7 @@ class RigidNetwork(NetworkMethod):
         if all(file.exists() for file in self.weights):  # what is wrong with the request is told by the registration
             for network, how in self.networks:
                 _warm_up(network, how, self.averages, self.chosen_device)
-        if self.refine is not None:
-            self.refine.load()
+        super().load()
 
     @cached_property
     def networks(self) -> tuple[tuple[nn.Module, Preparation], ...]:
@@ -112,9 +105,7 @@ class RigidNetwork(NetworkMethod):
                 found = self._stage(number, pair, found, run)
         region = self._region(pair)
         result = linear_of(found, _centre(region))
-        if self.refine is None:
-            return result
-        return _rigid(run_method(self.refine, replace(pair, fixed_mask=region), run, result), _centre(region))
+        return result if self.refine is None else _rigid(self.refined(replace(pair, fixed_mask=region), result, run), _centre(region))
 
     def _stage(self, number: int, pair: Pair, before: np.ndarray, run: Run) -> np.ndarray:
         """The transform after one network, from the one before it."""

@@ -67,7 +67,7 @@ class RigidTraining(EpochTraining):
         self.starts = self.held_out.validation(settings.validation_draws) if self.held_out else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = build(settings.network, settings.preparation.grid)
+            network = build(settings.network, settings.preparation.grid, attention_scale=settings.attention_scale)
         if start is not None:
             load_into(network, start, settings.warm_start)
         self._layout = layout_of(network, device)

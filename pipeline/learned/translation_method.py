@@ -1,7 +1,8 @@
-"""The hierarchical translation model and VoxelMorph as a method: one pass through the network, and if wanted some steps on the pair itself."""
+"""The hierarchical translation model and VoxelMorph as a method: one pass through the network, and if wanted the optimiser loop after it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,8 +12,7 @@ from pydantic import Field as Setting
 
 from pipeline.errors import ConcordError
 from pipeline.learned.modalities import check_modalities
-from pipeline.learned.network_method import NetworkMethod, trace_network
-from pipeline.learned.settings.translation import Refinement
+from pipeline.learned.network_method import RefinedNetwork, trace_network
 from pipeline.methods import Pair, Run
 from pipeline.resampling import resample
 from pipeline.transforms import Field, Transform
@@ -24,34 +24,37 @@ if TYPE_CHECKING:
     from nets.translation import HierarchicalTranslation, Translated
 
 
-class TranslationNetwork(NetworkMethod):
+class TranslationNetwork(RefinedNetwork):
     """Hierarchical translation model (Dai et al., ISBI 2023) or VoxelMorph, by what its weights hold: a dense field in one pass.
 
     The network is convolutional and runs on the fixed image's grid, whatever its size, but what it has learned of shapes is in voxels: images
     should have about the voxel size that it was fitted to. Each image is scaled to [0, 1], as in training. It translates one way: which
     modality is fixed must be as it was, and is checked where it is known.
+
+    `refine` is a B-spline alone unless told otherwise.
     """
 
     takes_masks: ClassVar[bool] = False
     learner: ClassVar[str] = "translation"
+    refinement: ClassVar[Mapping[str, Any]] = {"stages": ("bspline",)}
 
     weights: Path | None = Setting(None, description="trained weights (.safetensors) of a translation fit")
     stop: Literal["coarse", "fine"] = Setting("fine", description="coarse: leave the fine network out, for what it adds")
     keep_translated: bool = Setting(
         True, description="hand over the translated moving image, in [0, 1], on the moving grid, or the fixed one where they differ"
     )
-    refine: Refinement | None = Setting(None, description="optimise the displacement of the pair after the network (ours; paper: no)")
 
     @property
     def files(self) -> dict[str, Path]:
-        """The trained weights."""
-        return {} if self.weights is None else {"weights": self.found([self.weights])[0]}
+        """The trained weights, and what the loop reads."""
+        return ({} if self.weights is None else {"weights": self.found([self.weights])[0]}) | super().files
 
     def load(self) -> None:
         """torch, the network with its weights, and a first run on zeros: what follows is warm."""
         import torch
 
-        if self.files:
+        super().load()
+        if "weights" in self.files:
             network = self.fitted[0]
             self._found(torch.zeros((1, 2, *[16] * network.dimension), device=self.chosen_device))
 
@@ -71,7 +74,7 @@ class TranslationNetwork(NetworkMethod):
         """The field on the fixed grid, from fixed to moving points.
 
         `run.trace` gains a row with `inference_ms`, warm after `load`, and `inverse_error_mm` of the coarse map where the network gives its
-        inverse, and with `refine` a row an iteration; `run.images` gains "translated".
+        inverse, and with `refine` the loop's rows; `run.images` gains "translated".
         A moving image on another grid is resampled onto the fixed one first. Raises `ConcordError` for no weights, weights of another
         dimension, and modalities that are known to be others than those that the network was fitted to.
         """
@@ -89,8 +92,8 @@ class TranslationNetwork(NetworkMethod):
         trace_network(run, network, laps, **({} if run.trace is None else _consistency(found, grid)))
         if run.images is not None and self.keep_translated and found.translated is not None:
             run.images["translated"] = Volume(found.translated[0, 0].cpu().numpy(), seen.geometry, "translated")
-        displacement_vx = self._refined(images, found.displacement_vx, run)
-        return Field(displacement_vx[0].movedim(0, -1).double().cpu().numpy() @ grid.index_to_physical.T, grid)
+        displacement_vx = found.displacement_vx[0].movedim(0, -1).double().cpu().numpy()
+        return self.refined(pair, Field(displacement_vx @ grid.index_to_physical.T, grid), run)
 
     def parts(self, pair: Pair) -> Translated:
         """What every part of the network finds for a pair, in voxels of the fixed grid."""
@@ -112,18 +115,6 @@ class TranslationNetwork(NetworkMethod):
         network = self.fitted[0]
         with torch.no_grad():
             return network(images, until="coarse" if self.stop == "coarse" else None)
-
-    def _refined(self, images: torch.Tensor, displacement_vx: torch.Tensor, run: Run) -> torch.Tensor:
-        from pipeline.learned.fitting import reproducible
-        from pipeline.learned.refinement import refined
-
-        if self.refine is None:
-            return displacement_vx
-        with reproducible(run.threads):
-            better, losses = refined(images, displacement_vx, self.refine, self.fitted[1]["similarity"])
-        if run.trace is not None:
-            run.trace.extend({"stage": "refine", "level": 0, "iteration": number, "value": loss} for number, loss in enumerate(losses))
-        return better
 
     def _check(self, pair: Pair) -> None:
         network, card = self.fitted

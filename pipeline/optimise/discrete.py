@@ -20,18 +20,17 @@ import torch.nn.functional as F
 from pipeline.errors import ConcordError
 from pipeline.methods import Pair
 from pipeline.optimise.method import DiscreteSettings
-from pipeline.optimise.models import SplineModel
+from pipeline.optimise.models import SplineModel, fitted_coefficients
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.network import TrainedMetric
 from pipeline.optimise.samples import Lattice
 from pipeline.optimise.similarities import descriptor_of
-from pipeline.transforms import Linear, cubic_basis
+from pipeline.transforms import Linear
 from pipeline.volumes import Geometry
 
 LEAST_OVERLAP = 0.5
 """A label counts at a control point where this share of its neighbourhood stays inside the moving image and its mask (ours)."""
 _NO_DATA = 1e-6
-_BEND = 1e-4
 
 
 class Unary(Protocol):
@@ -194,21 +193,6 @@ def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSetti
     for coupling in how.coupling:
         smooth = _smooth(_lowest(_coupled(cost, smooth, coupling), how), weight)
     return smooth
-
-
-def fitted_coefficients(displacements_mm: np.ndarray, nodes: Geometry, grid: Geometry) -> np.ndarray:
-    """Coefficients `(d, [z,] y, x)` on `grid` of the spline that is nearest to displacements `(d, [z,] y, x)` at `nodes`.
-
-    The axes of both are parallel. What lies beyond the spline's valid box is not looked at; a trace of second differences in the sum
-    settles coefficients that hardly matter (ours).
-    """
-    found, starts = displacements_mm, grid.index_at(np.asarray(nodes.origin_mm))
-    for axis, (start, step) in enumerate(zip(starts, np.divide(nodes.spacing_mm, grid.spacing_mm), strict=True)):
-        basis = cubic_basis(np.round(start + step * np.arange(nodes.size[axis]), 9), grid.size[axis])
-        bends = _BEND * np.diff(np.eye(grid.size[axis]), n=2, axis=0)
-        solve = np.linalg.pinv(np.vstack([basis, bends]))[:, : len(basis)]
-        found = np.moveaxis(np.tensordot(solve, found, axes=(1, grid.dimension - axis)), 0, grid.dimension - axis)
-    return found
 
 
 def _warped(pair: Pair, after: Linear, rim: tuple[int, ...], threads: int) -> tuple[Extended, Extended | None]:

@@ -145,17 +145,27 @@ class OptimiserLoop(Method):
 
         Raises `ConcordError` for images or masks with too little in common, a missing or unfit network, and a diverging run.
         """
-        from pipeline.optimise.network import as_compared
-        from pipeline.optimise.stages import run_stages
-        from pipeline.threads import torch_threads
-
         masked = masked_by_threshold(pair, self.mask_threshold)
         shift = starting_shift(masked, self.initialise)
         moved = replace(masked, moving=placed_earlier(masked.moving, shift), moving_mask=placed_earlier(masked.moving_mask, shift))
         common_voxels(moved)
+        return compose(self._run(moved, run), Linear(np.eye(len(shift)), shift, "translation"))
+
+    def register_from(self, pair: Pair, start: Transform, run: Run) -> Transform:
+        """As `register`, from a transform of any kind: its linear part and a B-spline that is nearest to the rest; `initialise` is not asked."""
+        if self.discrete is not None:
+            raise ConcordError(
+                "discrete says where the B-spline begins, and so does the starting transform; expected one of them: leave the other out"
+            )
+        return self._run(masked_by_threshold(pair, self.mask_threshold), run, start)
+
+    def _run(self, pair: Pair, run: Run, start: Transform | None = None) -> Transform:
+        from pipeline.optimise.network import as_compared
+        from pipeline.optimise.stages import run_stages
+        from pipeline.threads import torch_threads
+
         with torch_threads(run.threads):
-            found = run_stages(self, *as_compared(self, moved), run)
-        return compose(found, Linear(np.eye(len(shift)), shift, "translation"))
+            return run_stages(self, *as_compared(self, pair), run, start)
 
     def control_spacing_mm(self, fixed: Geometry) -> tuple[float, ...]:
         """Control-point spacing of the finest level along `(x, y[, z])`."""

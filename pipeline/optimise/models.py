@@ -16,11 +16,14 @@ import torch
 
 from pipeline.linear_parameters import linear_from_parameters
 from pipeline.optimise.samples import Samples
-from pipeline.transforms import BSpline, Linear, LinearKind, Transform
+from pipeline.transforms import BSpline, Linear, LinearKind, Transform, cubic_basis
 from pipeline.volumes import Geometry
 
 SMALL_VARIATION = 0.01
 """Change of a parameter by which its physical shift is measured (ITK's RegistrationParameterScalesFromPhysicalShift)."""
+SAMPLES_A_CONTROL_POINT = 4
+"""Places an axis at which a transform is read to find the nearest B-spline, at most one a voxel (ours)."""
+_BEND = 1e-4
 
 
 class Model(ABC):
@@ -139,6 +142,11 @@ class SplineModel(Model):
         """Coefficients of the identity."""
         return np.zeros(self.grid.dimension * int(np.prod(self.grid.size)))
 
+    def nearest(self, transform: Transform, fixed: Geometry) -> np.ndarray:
+        """Coefficients of the spline whose displacements on the fixed grid are nearest to those of any transform, by least squares."""
+        places = fixed.resized(np.minimum(fixed.size, SAMPLES_A_CONTROL_POINT * np.asarray(self.grid.size)).tolist())
+        return fitted_coefficients(np.moveaxis(transform.displacement_mm(places), -1, 0), places, self.grid).ravel()
+
     def transform(self, parameters: np.ndarray) -> BSpline:
         """The B-spline transform."""
         return BSpline(parameters.reshape(self._shape), self.grid)
@@ -187,6 +195,21 @@ class SplineModel(Model):
 def linear_model(kind: LinearKind, fixed: Geometry) -> LinearModel:
     """A linear model about the centre of the fixed grid."""
     return LinearModel(kind, fixed, fixed.centre_mm)
+
+
+def fitted_coefficients(displacements_mm: np.ndarray, nodes: Geometry, grid: Geometry) -> np.ndarray:
+    """Coefficients `(d, [z,] y, x)` on `grid` of the spline that is nearest to displacements `(d, [z,] y, x)` at `nodes`.
+
+    The axes of both are parallel. What lies beyond the spline's valid box is not looked at; a trace of second differences in the sum
+    settles coefficients that hardly matter (ours).
+    """
+    found, starts = displacements_mm, grid.index_at(np.asarray(nodes.origin_mm))
+    for axis, (start, step) in enumerate(zip(starts, np.divide(nodes.spacing_mm, grid.spacing_mm), strict=True)):
+        basis = cubic_basis(np.round(start + step * np.arange(nodes.size[axis]), 9), grid.size[axis])
+        bends = _BEND * np.diff(np.eye(grid.size[axis]), n=2, axis=0)
+        solve = np.linalg.pinv(np.vstack([basis, bends]))[:, : len(basis)]
+        found = np.moveaxis(np.tensordot(solve, found, axes=(1, grid.dimension - axis)), 0, grid.dimension - axis)
+    return found
 
 
 def _control_grid(fixed: Geometry, cells: np.ndarray, spacing_mm: np.ndarray) -> Geometry:

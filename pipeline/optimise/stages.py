@@ -22,7 +22,7 @@ from pipeline.optimise.plans import SamplingPlan
 from pipeline.optimise.similarities import SIMILARITIES, Level
 from pipeline.resampling import resample, smooth
 from pipeline.transforms import Linear, Transform, compose
-from pipeline.volumes import box_of
+from pipeline.volumes import Geometry, box_of
 
 if TYPE_CHECKING:
     from pipeline.optimise.method import OptimiserLoop
@@ -32,20 +32,35 @@ NEIGHBOURHOOD_VX = 8
 """Voxels around a mask that descriptors and local windows may look at (ours)."""
 STEP_VX = 0.25
 """Step of the farthest point in voxels of the level where no step is set (ours)."""
+_PLACES = 32  # an axis, at which a starting transform is read for its linear part (ours)
 
 
-def run_stages(settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None, run: Run) -> Transform:
-    """All stages one after the other. Linear stages are merged; a B-spline comes before them, T(x) = linear(spline(x))."""
+def run_stages(settings: OptimiserLoop, pair: Pair, metric: TrainedMetric | None, run: Run, start: Transform | None = None) -> Transform:
+    """All stages one after the other. Linear stages are merged; a B-spline comes before them, T(x) = linear(spline(x)).
+
+    Of a `start` linear stages take over the linear part, and a B-spline what is left.
+    """
     images = _Images(settings, pair, metric)
-    linear: Linear = Linear.identity(pair.fixed.dimension)
+    linear: Linear = Linear.identity(pair.fixed.dimension) if start is None else nearest_linear(start, pair.fixed.geometry)
+    rest = None if start is None else compose(start, linear.inverse())
     found: Transform = linear
     for stage in settings.stages:
         if stage == "bspline":
-            found = compose(_spline_stage(settings, images, linear, run), linear)
+            found = compose(_spline_stage(settings, images, linear, rest, run), linear)
         else:
             linear = _linear_stage(settings, images, linear, stage, run)
             found = linear
     return found
+
+
+def nearest_linear(transform: Transform, fixed: Geometry) -> Linear:
+    """The linear transform that is nearest to any transform on the fixed grid, by least squares."""
+    places = fixed.resized(np.minimum(fixed.size, _PLACES).tolist())
+    away = places.grid_points().reshape(-1, fixed.dimension) - fixed.centre_mm
+    shifts = transform.displacement_mm(places).reshape(-1, fixed.dimension)
+    turn, shift = np.linalg.pinv(away) @ shifts, shifts.mean(axis=0)  # places lie evenly about the centre
+    matrix = np.eye(fixed.dimension) + turn.T
+    return Linear(matrix, fixed.centre_mm + shift - matrix @ fixed.centre_mm, "affine", fixed.centre_mm)
 
 
 class _Images:
@@ -96,12 +111,12 @@ def _linear_stage(settings: OptimiserLoop, images: _Images, before: Linear, kind
     return before.after(model.transform(parameters))
 
 
-def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, run: Run) -> Transform:
+def _spline_stage(settings: OptimiserLoop, images: _Images, after: Linear, start: Transform | None, run: Run) -> Transform:
     fixed = images.pair.fixed.geometry
     if settings.discrete is not None:
         return _discrete_stage(settings, images, after, run)
     model = SplineModel.over(fixed, settings.control_spacing_mm(fixed), halvings=settings.levels - 1)
-    parameters = model.initial()
+    parameters = model.initial() if start is None else model.nearest(start, fixed)
     for level in range(settings.levels):
         if level:
             model, parameters = model.refined(parameters)

@@ -126,6 +126,17 @@ def test_extractors_trained_alone_can_be_taken_over():
     assert all(torch.equal(*both) for both in zip(network.features(volumes), trained.features(volumes), strict=True))
 
 
+def test_blocks_that_begin_as_the_identity_leave_the_network_without_attention():
+    torch.manual_seed(3)
+    network, volumes = AttentionReg(GRID, attention_scale=0), torch.rand(2, 2, *GRID)
+    without = AttentionReg(GRID, attention=False)
+    without.load_state_dict(network.state_dict(), strict=False)
+    torch.testing.assert_close(network(volumes), without(volumes))
+    # and they can leave it: the scale itself has a gradient
+    network(volumes).square().sum().backward()
+    assert all(block.back[-1].weight.grad.abs().max() > 0 for block in network.attention.values())
+
+
 def test_without_attention_the_weights_are_those_of_the_same_network_less_the_blocks():
     with_blocks, without = AttentionReg(GRID).state_dict(), AttentionReg(GRID, attention=False).state_dict()
     assert [name for name in with_blocks if not name.startswith("attention.")] == list(without)

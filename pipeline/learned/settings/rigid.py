@@ -99,6 +99,12 @@ class RigidFit(BaseModel):
     validation_draws: int = Field(5, ge=1, description="starting positions of each validation case, always the same ones")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better validation SRE; default never")
     average: float | None = Field(None, gt=0, lt=1, description="decay a step of an average of the weights, taken where it is better (ours)")
+    attention_scale: float = Field(
+        1.0,
+        ge=0,
+        description="of the batch norm with which fresh attention blocks begin: 1 as in the authors' code once it runs, 0 as its block means to: the "
+        "identity (ours)",
+    )
     pretrain: Pretraining | None = Field(None, description="contrastive pre-training of the extractors (ours)")
     warm_start: Path | None = Field(
         None,

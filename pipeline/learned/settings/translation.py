@@ -1,4 +1,4 @@
-"""Settings of the fit of the hierarchical translation model, and of what follows its prediction."""
+"""Settings of the fit of the hierarchical translation model."""
 
 from __future__ import annotations
 
@@ -30,19 +30,6 @@ class LossWeights(BaseModel):
     fine_smooth: float = Field(0.02, ge=0, description="alpha_3: mean squared gradient of the fine displacement in voxels")
     fine_similarity: float = Field(0.1, ge=0, description="beta_3: fixed image and moving one, warped by the whole displacement")
     fine_squares: float = Field(1.5, ge=0, description="lambda_3: the same of the translated image, squared difference")
-
-
-class Refinement(BaseModel):
-    """How a displacement is refined after the network (ours; the practice is common since VoxelMorph's paper, sec. V-D)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    iterations: int = Field(30, ge=1, le=10_000, description="steps of Adam")
-    learning_rate: float = Field(0.05, gt=0, description="of Adam, in voxels")
-    smooth: float = Field(0.2, ge=0, description="weight of the displacement's mean squared gradient beside the 1 of the similarity")
-    similarity: SimilarityName | None = Field(None, description="what is minimised; null: what the network was fitted by")
-    bins: int = Field(48, ge=8, le=256, description="nmi, mattes: histogram bins an image")
-    shrink: int = Field(2, ge=1, le=16, description="voxels an axis to a node of the correction, which is linear between")
 
 
 class TranslationFit(BaseModel):

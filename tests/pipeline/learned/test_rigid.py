@@ -285,6 +285,20 @@ def test_a_fit_begins_with_the_weights_of_another(tmp_path):
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-7)
 
 
+def test_attention_begins_with_the_scale_that_is_set_where_weights_are_fresh(tmp_path):
+    """Steps that move nothing: what is kept is what the fit began with."""
+    still = {"network": "attention-reg", "epochs": 1, "learning_rate": 1e-9}
+    for name, chosen, expected in (
+        ("published", settings(**still), 1.0),
+        ("faint", settings(**still, attention_scale=0.25), 0.25),
+        ("second", settings(**still, attention_scale=0, warm_start=tmp_path / "faint.safetensors"), 0.25),
+    ):
+        fitted(tmp_path / name, chosen)
+        kept = weights_of(tmp_path / name)
+        for side in ("mr", "us"):
+            torch.testing.assert_close(kept[f"attention.{side}.back.1.weight"], torch.full((32,), expected), rtol=0, atol=1e-6)
+
+
 def test_a_fit_begun_with_other_weights_is_another_fit(tmp_path, monkeypatch):
     chosen = settings(epochs=2, warm_start=tmp_path / "first.safetensors")
     fitted(tmp_path / "first", settings(epochs=1))

@@ -13,8 +13,7 @@ from nets.voxelmorph import Displacements
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.learned.field_cases import FieldCase
-from pipeline.learned.refinement import refined
-from pipeline.learned.settings.translation import Refinement, TranslationFit
+from pipeline.learned.settings.translation import TranslationFit
 from pipeline.learned.translation import fit_translation
 from pipeline.learned.translation_method import TranslationNetwork
 from pipeline.methods import Pair, Run, create_method, run_method
@@ -135,26 +134,34 @@ def test_how_far_the_coarse_inverse_misses_is_told_in_mm_where_there_is_an_inver
     assert "inverse_error_mm" not in rows[1]
 
 
-def test_refining_improves_what_the_network_found(monkeypatch, tmp_path):
-    grid = oblique((32, 30))
+@pytest.mark.parametrize("size", [(60, 50), (24, 26, 22)])
+def test_the_loop_goes_on_from_what_the_network_found(monkeypatch, tmp_path, size):
+    grid = oblique(size, (1.5, 1.5, 1.5))
     moving = blob_volume(grid)
-    fixed = moving.with_array(np.roll(moving.array, (1, -2), axis=(0, 1)))
-    run, method = Run(trace=[]), with_network(monkeypatch, tmp_path, Known(1.4, -0.6))
-    index = np.stack(np.meshgrid(np.arange(8, 24), np.arange(8, 22), indexing="ij"), axis=-1).reshape(-1, 2).astype(float)
-    errors = []
-    for how in (None, Refinement(iterations=40, smooth=0.1)):
-        found = run_method(method(refine=how), Pair(fixed, moving), run)
-        errors.append(np.linalg.norm(grid.index_at(found.points(grid.points_at(index))) - index - [2, -1], axis=1).mean())
-    assert errors[1] < 0.5 * errors[0]
-    losses = [row["value"] for row in run.trace if row["stage"] == "refine"]
-    assert len(losses) == 41 and losses[-1] < losses[0]
+    d = len(size)
+    fixed = moving.with_array(np.roll(moving.array, -3, axis=d - 1))  # fixed x is moving x + 3; the network says 1.4
+    how = {"control_points": 6, "iterations": 40, "levels": 1, "similarity": "mean-squares"}
+    make = with_network(monkeypatch, tmp_path, Known(1.4, *[0.0] * (d - 1)))
+    inner = grid.cropped((6,) * d, tuple(n - 8 for n in size))
+    errors, run = [], Run(trace=[])
+    for settings in ({}, {"refine": how}):
+        found = run_method(make(**settings), Pair(fixed, moving), run)
+        points = inner.points_at(np.stack(np.meshgrid(*map(np.arange, inner.size), indexing="ij"), axis=-1).reshape(-1, d))
+        errors.append(np.linalg.norm(grid.index_at(found.points(points)) - grid.index_at(points) - [3, *[0] * (d - 1)], axis=1).mean())
+    assert errors[0] == pytest.approx(1.6, abs=1e-6) and errors[1] < 0.4
+    assert [row["stage"] for row in run.trace if row["iteration"] == 0] == ["network", "network", "bspline"]
 
 
-def test_refining_never_ends_worse_than_it_began():
-    torch.manual_seed(0)
-    images, start = torch.rand(1, 2, 16, 18), torch.zeros(1, 2, 16, 18)
-    found, losses = refined(images, start, Refinement(iterations=5, learning_rate=50.0), "ncc")
-    assert losses[0] == min(losses) and torch.equal(found, start)
+def test_what_the_loop_reads_is_asked_for_by_name(tmp_path):
+    (tmp_path / "net.safetensors").touch()
+    (tmp_path / "metric.safetensors").touch()
+    metric = {"similarity": "patch-cnn", "weights": tmp_path / "metric.safetensors"}
+    assert TranslationNetwork(weights=tmp_path / "net.safetensors", refine=metric).files == {
+        "weights": tmp_path / "net.safetensors",
+        "refine_weights": tmp_path / "metric.safetensors",
+    }
+    assert TranslationNetwork(refine={}).refine.stages == ("bspline",)
+    assert TranslationNetwork(refine={"stages": ["affine", "bspline"]}).refine.stages == ("affine", "bspline")
 
 
 def fitted(tmp_path, stages=("coarse", "translate", "fine")):

@@ -21,13 +21,12 @@ from pipeline.optimise.discrete import (
     discrete_spline,
     displacement_costs,
     even_steps_vx,
-    fitted_coefficients,
     node_grid,
     shifts_vx,
     unary_maker,
 )
 from pipeline.optimise.method import OptimiserLoop
-from pipeline.optimise.models import SplineModel
+from pipeline.optimise.models import SplineModel, fitted_coefficients
 from pipeline.optimise.network import TrainedMetric
 from pipeline.optimise.samples import Lattice
 from pipeline.transforms import Linear, Transform

@@ -9,19 +9,20 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from examples import blob_volume, oblique_geometry, smooth_field
 from scipy.ndimage import gaussian_filter
 
 from pipeline.errors import ConcordError
 from pipeline.methods import Pair, Run, create_method, run_method
 from pipeline.optimise.descent import Adam, GradientDescent, RegularStep
 from pipeline.optimise.loop import StopRule, minimise
-from pipeline.optimise.models import linear_model
+from pipeline.optimise.models import SplineModel, linear_model
 from pipeline.optimise.moving import MovingImage
 from pipeline.optimise.objective import Evaluation
 from pipeline.optimise.similarities import SIMILARITIES, Level
 from pipeline.optimise.stages import _Images
 from pipeline.resampling import warp
-from pipeline.transforms import Composite, Linear
+from pipeline.transforms import Composite, Field, Linear, compose
 from pipeline.volumes import Geometry, Volume
 
 GRID = Geometry.regular((30, 28, 26), (2.0, 2.0, 2.5))
@@ -146,6 +147,38 @@ def test_a_start_and_masks_are_honoured():
     start = Linear(np.eye(3), np.array([17.0, 1.0, 0.0]), "translation")
     found = run_method(method, Pair(fixed, moving, mask), Run(), start)
     assert error_mm(found, truth) < 0.5
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_it_goes_on_from_a_start_of_any_kind(dimension):
+    """A start that its own models can be is taken over as it is: nothing is left to do and next to nothing is done."""
+    grid = oblique_geometry(dimension)
+    turn = Linear(np.eye(dimension) + 0.1 * np.random.default_rng(3).normal(size=(dimension, dimension)), np.full(dimension, 2.0), "affine")
+    spacing = tuple(np.multiply(grid.size, grid.spacing_mm) / 4)
+    model = SplineModel.over(grid, spacing)
+    bend = model.transform(np.random.default_rng(4).uniform(-1, 1, len(model.initial())))
+    moving = blob_volume(grid.cropped((-9,) * dimension, tuple(n + 9 for n in grid.size)))
+    still = {"similarity": "mean-squares", "levels": 1, "iterations": 1, "step_mm": 1e-6, "bending_weight": 0, "control_points": 7}
+    points = grid.points_at(np.random.default_rng(5).uniform(3, 8, size=(40, dimension)))
+    for stages, start in ((["affine"], turn), (["bspline"], compose(bend, turn)), (["affine", "bspline"], compose(bend, turn))):
+        pair = Pair(warp(moving, start, grid), moving)
+        method = create_method("loop", still | {"stages": stages})
+        np.testing.assert_allclose(run_method(method, pair, Run(), start).points(points), start.points(points), atol=0.01)
+    # and it is a start: of a field that is half a voxel wrong everywhere, the error goes
+    truth = smooth_field(grid, 3.0)
+    wrong = Field(truth.field_mm + 0.5 * np.asarray(grid.spacing_mm), grid)
+    method = create_method("loop", still | {"stages": ["bspline"], "iterations": 40, "step_mm": 0.3})
+    found = run_method(method, Pair(warp(moving, truth, grid), moving), Run(), wrong)
+    inner = grid.cropped((3,) * dimension, tuple(n - 3 for n in grid.size))
+    errors = [np.linalg.norm(t.displacement_mm(inner) - truth.displacement_mm(inner), axis=-1).mean() for t in (wrong, found)]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_two_starts_of_a_spline_are_refused():
+    method = create_method("loop", {"discrete": {}, "stages": ["bspline"]})
+    volume = blob_volume(oblique_geometry(2))
+    with pytest.raises(ConcordError, match="discrete says where"):
+        run_method(method, Pair(volume, volume), Run(), smooth_field(volume.geometry, 1.0))
 
 
 def test_images_that_hardly_meet_are_refused():
