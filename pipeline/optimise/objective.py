@@ -64,15 +64,15 @@ class Objective:
         key, samples = self.plan.draw(iteration)
         units = self.moving.units(self.after)
         points = self.model.points(parameters, samples, units)
-        warped = self.moving.at(points).reshape(samples.value_shape).requires_grad_()
+        values, pull = self.moving.seen(points)
+        warped = values.reshape(samples.value_shape).requires_grad_()
         similarity, own_weights = self._prepare(key, samples)
         try:
             value = similarity(warped, self._weights(samples, points, own_weights), iteration=iteration)
         except ValueError as error:
             raise ConcordError(str(error)) from error
         value.backward()
-        by_point = self.moving.pull(points, warped.grad.reshape(-1))
-        gradient = self.model.pull(parameters, samples, units, by_point)
+        gradient = self.model.pull(parameters, samples, units, pull(warped.grad))
         if self.penalty is None:
             return Evaluation(float(value.detach()), gradient)
         extra = self.penalty(parameters)

@@ -147,15 +147,43 @@ def test_central_differences_are_those_of_the_interpolated_image_half_a_voxel_to
     by_mm = np.stack(
         [(at(points + s / 2 * e) - at(points - s / 2 * e)) / s for s, e in zip(moving.geometry.spacing_mm, np.eye(3), strict=True)], axis=1
     )
-    found = image.pull(torch.from_numpy(points @ matrix.T + offset), torch.ones(50, dtype=torch.float64)).numpy()
+    found = image.seen(torch.from_numpy(points @ matrix.T + offset))[1](torch.ones(50, dtype=torch.float64)).numpy()
     np.testing.assert_allclose(found @ matrix, by_mm, atol=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8])
-def test_threads_change_no_value(count):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(9, 11, 13), (1, 6, 5), (7, 8)])
+def test_values_and_their_derivatives_are_those_of_torch_inside_and_outside(shape, dtype):
+    """Second implementation: torch's sampling of the same points, and its derivative by automatic differentiation."""
+    rng, d = np.random.default_rng(3), len(shape)
+    volume = Volume(rng.normal(size=shape), Geometry.regular(shape[::-1], (1.5,) * d))
+    image = MovingImage.of(volume, dtype=dtype)
+    points = torch.from_numpy(rng.uniform(-1.3, 1.3, (4000, d))).to(dtype).requires_grad_()
+    grid = points.reshape(1, *[1] * (d - 1), -1, d)
+    expected = torch.nn.functional.grid_sample(image.samples[None, None], grid, padding_mode="border", align_corners=False).reshape(-1)
+    weights = torch.from_numpy(rng.normal(size=4000)).to(dtype)
+    (slopes,) = torch.autograd.grad(expected, points, weights)
+    near = {"rtol": 0, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 3e-5}
+    values, pull = image.seen(points.detach())
+    torch.testing.assert_close(values, expected.detach(), **near)
+    torch.testing.assert_close(image.at(points.detach()), values, **near)
+    # a point that rounding puts on the other side of a voxel's centre has another slope
+    assert torch.isclose(pull(weights), slopes, **near).all(1).double().mean() > 0.995
+
+
+def test_points_that_are_no_number_have_values_that_are_none():
+    _, moving = images(3)
+    values, _ = MovingImage.of(moving).seen(torch.tensor([[0.0, float("nan"), 0.0], [0.0, 0.0, 0.0], [float("inf"), 0.0, 0.0]]))
+    assert values.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("count", [1, 8, 70_000])
+def test_threads_and_parts_change_no_value(count):
     _, moving = images(3)
     points = torch.from_numpy(np.random.default_rng(0).uniform(-1.1, 1.1, (count, 3)))
     one, three = (MovingImage.of(moving, dtype=torch.float64, threads=threads) for threads in (1, 3))
     torch.testing.assert_close(one.at(points), three.at(points), rtol=0, atol=0)
+    (values, pull), (others, other) = one.seen(points), three.seen(points)
+    torch.testing.assert_close(values, others, rtol=0, atol=0)
     by_value = torch.arange(count, dtype=torch.float64)
-    torch.testing.assert_close(one.pull(points, by_value), three.pull(points, by_value), rtol=0, atol=0)
+    torch.testing.assert_close(pull(by_value), other(by_value), rtol=0, atol=0)
