@@ -116,7 +116,7 @@ def unary_maker(settings: Any, metric: TrainedMetric | None, stride_vx: int) -> 
     raise ConcordError(f"similarity {settings.similarity!r} has no local value; the discrete start takes mean-squares, mind, mind-ssc or patch-cnn")
 
 
-def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: UnaryMaker, how: DiscreteSettings, threads: int = 1) -> np.ndarray:
+def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: UnaryMaker, how: DiscreteSettings) -> np.ndarray:
     """Parameters of `model` that bring the moving image, seen through the linear transform `after`, near to the fixed one.
 
     Labels are chosen at the control points of the model's grid, refined until they are about `node_vx` voxels apart; the model's spline is
@@ -127,7 +127,7 @@ def discrete_spline(pair: Pair, model: SplineModel, *, after: Linear, make: Unar
     steps = even_steps_vx(geometry, how.step_vx)
     rim = tuple(how.half_width * s for s in steps[::-1])
     with torch.no_grad():
-        warped, inside = _warped(pair, after, rim, threads)
+        warped, inside = _warped(pair, after, rim)
         unary = make(torch.as_tensor(pair.fixed.array.astype(np.float32))[None, None], warped, geometry)
         mask = None if pair.fixed_mask is None else torch.as_tensor(pair.fixed_mask.array != 0)
         cost, support = displacement_costs(unary, nodes, shifts_vx(how.half_width, steps), fixed_mask=mask, inside=inside)
@@ -195,16 +195,16 @@ def coupled_convex(cost: torch.Tensor, support: torch.Tensor, how: DiscreteSetti
     return smooth
 
 
-def _warped(pair: Pair, after: Linear, rim: tuple[int, ...], threads: int) -> tuple[Extended, Extended | None]:
+def _warped(pair: Pair, after: Linear, rim: tuple[int, ...]) -> tuple[Extended, Extended | None]:
     """The moving image on the fixed grid and `rim` voxels beyond; where it and its mask are, or None for everywhere."""
-    fixed, moving = pair.fixed.geometry, MovingImage.of(pair.moving, threads=threads)
+    fixed, moving = pair.fixed.geometry, MovingImage.of(pair.moving)
     wide = fixed.cropped([-r for r in rim[::-1]], np.add(fixed.size, rim[::-1]))
     matrix, offset = moving.units(after)
     lattice = Lattice(wide, (1,) * fixed.dimension, (0,) * fixed.dimension)
     points = lattice.affine(matrix @ wide.index_to_physical, matrix @ np.asarray(wide.origin_mm) + offset)
     inside = moving.inside(points)
     if pair.moving_mask is not None:  # on the moving image's grid, so that its units are the same
-        inside &= MovingImage.of(pair.moving_mask.with_array(pair.moving_mask.array != 0), threads=threads).at(points) >= 0.5
+        inside &= MovingImage.of(pair.moving_mask.with_array(pair.moving_mask.array != 0)).at(points) >= 0.5
     image = moving.at(points).reshape(1, 1, *wide.shape)
     return Extended(image, rim), None if inside.all() else Extended(inside.reshape(1, 1, *wide.shape).to(image.dtype), rim)
 

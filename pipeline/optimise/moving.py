@@ -16,7 +16,7 @@ from pipeline.volumes import Geometry, Volume
 
 ImageGradient = Literal["exact", "central"]
 _BORDER = 1  # torch's number for border padding: points outside see the nearest border voxel and pull nothing
-_CHUNK = 1 << 15  # points at a time, a thread: what is reckoned of them stays in a core's cache (ours)
+_CHUNK = 1 << 15  # points at a time: what is reckoned of them stays in a core's cache, and torch does not call for other threads (ours)
 Axis = tuple[int, torch.Tensor]
 
 
@@ -32,12 +32,11 @@ class MovingImage:
     samples: torch.Tensor
     geometry: Geometry
     gradient: ImageGradient = "exact"
-    threads: int = 1
 
     @classmethod
-    def of(cls, volume: Volume, *, gradient: ImageGradient = "exact", threads: int = 1, dtype: torch.dtype = torch.float32) -> MovingImage:
+    def of(cls, volume: Volume, *, gradient: ImageGradient = "exact", dtype: torch.dtype = torch.float32) -> MovingImage:
         """The volume as a tensor."""
-        return cls(torch.as_tensor(volume.array.astype(np.float64 if dtype == torch.float64 else np.float32)), volume.geometry, gradient, threads)
+        return cls(torch.as_tensor(volume.array.astype(np.float64 if dtype == torch.float64 else np.float32)), volume.geometry, gradient)
 
     def units(self, after: Linear) -> tuple[np.ndarray, np.ndarray]:
         """Matrix and offset from points in mm, through the transform `after`, to this image's units."""
@@ -53,7 +52,7 @@ class MovingImage:
                 -1
             )
         values = points.new_empty(len(points))
-        for part in self._parts(len(points)):
+        for part in _parts(len(points)):
             first, axes, _ = self._located(points[part])
             values[part] = _interpolated(self.samples.view(-1), first, axes)
         return values
@@ -69,7 +68,7 @@ class MovingImage:
         if points.shape[1] == 2:
             return self.at(points), partial(self._planar, points)
         values, slopes = points.new_empty(len(points)), torch.empty_like(points)
-        for part in self._parts(len(points)):
+        for part in _parts(len(points)):
             first, axes, clamped = self._located(points[part])
             values[part], along = _interpolated_with_slopes(self.samples.view(-1), first, axes)
             for axis, (slope, moved, size) in enumerate(zip(along[::-1], clamped, self.geometry.size, strict=True)):
@@ -98,10 +97,6 @@ class MovingImage:
         to_mm = torch.as_tensor(np.linalg.inv(to_units), dtype=points.dtype)
         return (torch.stack(columns, dim=1) * by_value.reshape(-1, 1)) @ to_mm
 
-    def _parts(self, count: int) -> list[slice]:
-        step = _CHUNK * self.threads
-        return [slice(start, start + step) for start in range(0, count, step)]
-
     def _located(self, points: torch.Tensor) -> tuple[torch.Tensor, list[Axis], list[torch.Tensor | None]]:
         """The first of the voxels about each point, step and share of the way to the next one for z, y, x, and for x, y, z what lay outside."""
         first, axes, clamped = None, [], []
@@ -115,6 +110,10 @@ class MovingImage:
             axes.append((stride if size > 1 else 0, index.sub_(voxel)))
             first = voxel.mul_(stride) if first is None else first.add_(voxel, alpha=stride)
         return first, axes[::-1], clamped
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
 
 
 def _interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:

@@ -130,7 +130,7 @@ def _discrete_stage(settings: OptimiserLoop, images: _Images, after: Linear, run
     model = SplineModel.over(grid, settings.control_spacing_mm(grid))
     make = unary_maker(settings, images.metric, settings.discrete.stride_vx)
     run.report(f"{settings.similarity}, discrete", 0.5)
-    parameters = discrete_spline(images.level(finest), model, after=after, make=make, how=settings.discrete, threads=run.threads)
+    parameters = discrete_spline(images.level(finest), model, after=after, make=make, how=settings.discrete)
     return model.transform(_run_level(settings, images, model, parameters, after=after, stage=("bspline", finest), run=run))
 
 
@@ -160,7 +160,7 @@ def level_objective(
 ) -> Objective:
     """The objective of one level: what the loop minimises there, and what figures of metric and derivative plot."""
     kind = SIMILARITIES[settings.similarity]
-    moving = MovingImage.of(pair.moving, gradient=settings.image_gradient, threads=run.threads, dtype=dtype)
+    moving = MovingImage.of(pair.moving, gradient=settings.image_gradient, dtype=dtype)
     level = Level(moving, tuple(reversed(pair.fixed.geometry.spacing_mm)), metric)
     plan = SamplingPlan(
         pair.fixed.geometry,
