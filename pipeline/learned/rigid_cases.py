@@ -16,6 +16,7 @@ import torch
 from pipeline.cases import Case
 from pipeline.errors import ConcordError
 from pipeline.learned.settings.rigid import Preparation
+from pipeline.optimise.moving import interpolated
 from pipeline.provenance import file_sha256
 from pipeline.region import region_grid, region_mask
 from pipeline.resampling import resample
@@ -166,15 +167,7 @@ def resampled(
         low = torch.minimum(place.floor(), (size - 2).clamp(min=0))
         first = first + low.long() * stride
         axes.append((stride * (size > 1), place.sub_(low)))  # a single voxel has no neighbour
-    return (_interpolated(volumes.flatten(), first, axes) * inside)[:, None], inside
-
-
-def _interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Between the samples at `first` and those a step further along each axis, by the share of the way there."""
-    if not axes:
-        return flat.index_select(0, first.flatten()).float().view(first.shape)
-    (step, share), *others = axes
-    return torch.lerp(_interpolated(flat, first, others), _interpolated(flat, first + step, others), share)
+    return (interpolated(volumes.flatten(), first, axes) * inside)[:, None], inside
 
 
 def scaled_jointly(volumes: torch.Tensor) -> torch.Tensor:

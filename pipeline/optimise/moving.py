@@ -54,7 +54,7 @@ class MovingImage:
         values = points.new_empty(len(points))
         for part in _parts(len(points)):
             first, axes, _ = self._located(points[part])
-            values[part] = _interpolated(self.samples.view(-1), first, axes)
+            values[part] = interpolated(self.samples.view(-1), first, axes)
         return values
 
     def seen(self, points: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
@@ -116,12 +116,13 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
 
 
-def _interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
-    """Between the samples at `first` and those a step further along each axis, by the share of the way there."""
+def interpolated(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[Axis]) -> torch.Tensor:
+    """Between the samples at `first` and those a step further along each axis, by the share of the way there; single precision but of double samples."""
     if not axes:
-        return flat.index_select(0, first)
+        values = flat.index_select(0, first.flatten()).view(first.shape)
+        return values if values.dtype == torch.float64 else values.float()
     (step, share), *others = axes
-    return torch.lerp(_interpolated(flat, first, others), _interpolated(flat, first + step, others), share)
+    return torch.lerp(interpolated(flat, first, others), interpolated(flat, first + step, others), share)
 
 
 def _interpolated_with_slopes(flat: torch.Tensor, first: torch.Tensor, axes: Sequence[Axis]) -> tuple[torch.Tensor, list[torch.Tensor]]:
