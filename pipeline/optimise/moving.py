@@ -48,9 +48,8 @@ class MovingImage:
     def at(self, points: torch.Tensor) -> torch.Tensor:
         """Linearly interpolated values `(n,)`; outside those of the nearest border point."""
         if points.shape[1] == 2:
-            return F.grid_sample(self.samples[None, None], points[None, None], mode="bilinear", padding_mode="border", align_corners=False).reshape(
-                -1
-            )
+            image, grid = self.samples[None, None], points[None, None]
+            return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False).reshape(-1)
         values = points.new_empty(len(points))
         for part in _parts(len(points)):
             first, axes, _ = self._located(points[part])
@@ -83,10 +82,8 @@ class MovingImage:
         return (points.abs() <= 1).all(dim=1)
 
     def _planar(self, points: torch.Tensor, by_value: torch.Tensor) -> torch.Tensor:
-        backward = torch.ops.aten.grid_sampler_2d_backward
-        return backward(by_value.reshape(1, 1, 1, -1), self.samples[None, None], points[None, None], 0, _BORDER, False, (False, True))[1].reshape(
-            -1, 2
-        )
+        image, grid, weights = self.samples[None, None], points[None, None], by_value.reshape(1, 1, 1, -1)
+        return torch.ops.aten.grid_sampler_2d_backward(weights, image, grid, 0, _BORDER, False, (False, True))[1].reshape(-1, 2)
 
     def _central(self, points: torch.Tensor, by_value: torch.Tensor) -> torch.Tensor:
         to_units, _ = self.units(Linear.identity(points.shape[1]))
